@@ -29,7 +29,7 @@ EVALUATE = [
     "shots_data", "history", "answer_rule",
     "answer_pattern", "comparator", "execute", "methods", "gamma", "tree_budget",
     "temperature", "top_k", "top_p", "max_new_tokens", "min_new_tokens", "ignore_eos", "stop", "thinking_budget",
-    "limit", "seed", "repeats", "batch", "judge", "threshold",
+    "limit", "seed", "repeats", "batch", "numerics", "judge", "threshold",
     "accept_k", "accept_margin", "accept_epsilon", "accept_entropy", "accept_distance", "rule", "config", "output",
     "resume", "show",
 ]  # fmt: skip
@@ -43,9 +43,9 @@ BENCHMARK = [
 CERTIFY = [
     "experiment", "method", "pair", "target", "draft", "toy", "chat_template",
     "task", "data", "system", "shots", "shots_data", "gamma", "tree_budget",
-    "temperature", "top_k", "top_p", "max_new_tokens", "limit", "seed", "batch", "judge", "threshold", "accept_k",
-    "accept_margin", "accept_epsilon", "accept_entropy", "accept_distance", "rule", "samples", "config", "output",
-    "resume", "engine", "engine_model", "against", "weights", "bias", "engine_dtype",
+    "temperature", "top_k", "top_p", "max_new_tokens", "limit", "seed", "batch", "numerics", "judge", "threshold",
+    "accept_k", "accept_margin", "accept_epsilon", "accept_entropy", "accept_distance", "rule", "samples", "config",
+    "output", "resume", "engine", "engine_model", "against", "weights", "bias", "engine_dtype",
 ]  # fmt: skip
 
 ADVISE = [

@@ -1,9 +1,9 @@
 """The exactness certificate of a method, on a pair and at a sampling setting: is its output the target's own?
 
-Four checks, in this order: the exhaustive oracle on the method's decoder at toy size; on the user's own models, plain
-decoding against one forward over the whole text; the method against plain decoding, token for token; and for sampling a
-chi-square test together with a planted bias. The verdict is lossless if every check that applies passes. This module
-does not know MLflow.
+Five checks, in this order: the exhaustive oracle on the method's decoder at toy size; on the user's own models, plain
+decoding against one forward over the whole text; the method against plain decoding, token for token; whether logits
+depend on what is fed together, bit for bit; and for sampling a chi-square test together with a planted bias. The
+verdict is lossless if no check fails or remains open. This module does not know MLflow.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from specexp.certify import own_models, places, sampled, toy_oracle
+from specexp.certify import invariance, own_models, places, sampled, toy_oracle
 from specexp.certify.certificate_config import CertificateConfig
 from specexp.certify.checks import FAILED, INCONCLUSIVE, PASSED, REPORTED, Check, Subject
 from specexp.certify.work import LOST, OneProcess, Work
@@ -28,7 +28,7 @@ from specexp.profiling import time_estimate
 from specexp.storage.run_folder import OutputFolder
 
 ORACLE = "oracle"
-NAMES = (ORACLE, own_models.PLAIN, own_models.EQUAL, sampled.NAME)
+NAMES = (ORACLE, own_models.PLAIN, own_models.EQUAL, invariance.NAME, sampled.NAME)
 LOSSLESS, NOT_LOSSLESS = "lossless", "not lossless"
 
 
@@ -59,7 +59,8 @@ class Certificate:
             return f"{_listed(open_)} could not decide.{design}"
         if self.lossy:
             return f"no check found a difference.{design}"
-        reported = [check.name for check in self.checks if check.verdict == REPORTED]
+        # What logits depend on is no divergence.
+        reported = [each.name for each in self.checks if each.verdict == REPORTED and each.name != invariance.NAME]
         note = f"; {_listed(reported)} found divergences within rounding" if reported else ""
         return f"every check that applies passed{note}."
 
@@ -72,6 +73,7 @@ class Certificate:
             "oracle_gap": by_name[ORACLE].get("gap"),
             "prompts": plain.get("prompts"),
             "equal_share": equality.get("equal_share"),
+            "rows_differing": by_name[invariance.NAME].get("differing"),
             "near_ties": plain.get("near_ties", 0) + equality.get("near_ties", 0),
             "samples": by_name[sampled.NAME].get("samples"),
             "chi_square_p": by_name[sampled.NAME].get("p"),
@@ -139,6 +141,7 @@ def examine(
                 raise WorkerError(f"every prompt has failed: {lost[0].sentence}.")
             made(own_models.PLAIN, lambda: plain)
             made(own_models.EQUAL, lambda: own_models.check_equality(subject, texts, share, lost))
+            made(invariance.NAME, lambda: invariance.check_invariance(subject, texts, share))
             made(sampled.NAME, lambda: sampled.check_samples(subject, texts, samples, share, lost))
         bar.set_postfix_str("")
     return Certificate(tuple(checks[name] for name in NAMES), subject.lossy)

@@ -14,6 +14,7 @@ from specexp.evaluation.equality import Draws
 from specexp.evaluation.preparation import Prepared, PreparedMethod, arithmetic_of
 from specexp.judge.judge import Judge
 from specexp.lm import out_of_memory
+from specexp.lm.runtime import INVARIANT
 from specexp.method_specs import spec
 from specexp.methods import effective_threshold, is_lossless
 
@@ -63,6 +64,11 @@ class Subject:
     def certain(self) -> bool:
         """True if every distribution is one-hot, so that nothing is drawn at random."""
         return self.warp.greedy or self.warp.top_k == 1
+
+    @property
+    def invariant(self) -> bool:
+        """True if a token's logits are to have the same bits whatever is fed with it."""
+        return self.prepared.experiment.numerics == INVARIANT
 
     @property
     def draws(self) -> Draws:

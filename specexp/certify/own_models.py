@@ -160,12 +160,16 @@ def check_equality(subject: Subject, plain: Texts, share: Share, lost: Sequence[
 
 
 def _judged(name: str, subject: Subject, compared: Mapping[str, Compared], same: str, other: str) -> Check:
-    """The verdict on first differences: an exact dtype permits only near ties; in others rounding may explain one."""
+    """The verdict on first differences: an exact dtype permits only near ties; in others rounding may explain one. With
+    invariant numerics a method has no rounding of its own: every difference from plain decoding is a failure."""
     total, tokens = len(compared), sum(len(text) for text, _ in compared.values())
     divergences = [each for _, each in compared.values() if each is not None]
     far = [each for each in divergences if not each.near_tie]
     exact = subject.arithmetic in EXACT_DTYPES
     wrong = far if exact else [each for each in far if beyond_rounding(each)]
+    strict = subject.invariant and name == EQUAL
+    if strict:
+        wrong = far = divergences
     ties = len(divergences) - len(far)
     numbers = {
         "prompts": total, "tokens": tokens, "equal": total - len(divergences), "near_ties": ties, "far": len(far),
@@ -177,7 +181,7 @@ def _judged(name: str, subject: Subject, compared: Mapping[str, Compared], same:
         widest = f", at most {max(gaps):.1e} logits apart" if gaps else ""
         words += f" {ties} first differ{'s' if ties == 1 else ''} at a near tie{widest}: rounding, not the method."
     if wrong:
-        words += f" {len(wrong)} differ{'s' if len(wrong) == 1 else ''}: {_told(subject, wrong[0], other)}"
+        words += f" {len(wrong)} differ{'s' if len(wrong) == 1 else ''}: {_told(subject, wrong[0], other, strict)}"
     elif far:
         words += (
             f" {len(far)} first differ where {subject.arithmetic} rounds: {_told(subject, far[0], other)} Reported, not"
@@ -187,14 +191,15 @@ def _judged(name: str, subject: Subject, compared: Mapping[str, Compared], same:
     return Check(name, verdict, words, numbers, {"differences": [_as_json(subject, each) for each in divergences]})
 
 
-def _told(subject: Subject, each: Difference, other: str) -> str:
+def _told(subject: Subject, each: Difference, other: str, strict: bool = False) -> str:
     """The first difference as readable text."""
     gap = "one of them has ended"
     if each.token is not None and each.reference is not None:
         gap = "cut off by top-k or top-p" if each.gap is None else f"{each.gap:.3g} logits apart"
     return (
         f"first prompt '{each.prompt_id}', token {each.position}: {subject.word(each.token)} where {other} has"
-        f" {subject.word(each.reference)}, {gap}, which is not a near tie."
+        f" {subject.word(each.reference)}, {gap}, which "
+        + ("no difference may be: numerics is invariant." if strict else "is not a near tie.")
     )
 
 

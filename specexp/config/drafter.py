@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from specexp.config import request_settings
-from specexp.config.experiment import Experiment, settings_hash
+from specexp.config.experiment import LATER_OF_EXPERIMENT, Experiment, settings_hash
 from specexp.config.parsers import MOST_TOGETHER, TASK_SOURCES, whole
 from specexp.config.resolver import resolve
 from specexp.errors import ConfigError, shown
@@ -42,8 +42,9 @@ class DrafterConfig:
         kept = (
             "name", "task", "pair", "target", "draft", "toy", "data", "shots", "limit", "max_new_tokens", "seed",
         )  # fmt: skip
-        later = ("system", "shots_data")  # where they are given
-        result = {k: v for k, v in self.experiment.as_dict().items() if k in kept or (v and k in later)}
+        later = ("system", "shots_data", "numerics")  # where they are given
+        given = {k: v for k, v in self.experiment.as_dict().items() if v and v != LATER_OF_EXPERIMENT.get(k)}
+        result = {k: v for k, v in self.experiment.as_dict().items() if k in kept or (k in given and k in later)}
         own = {name: getattr(self, name) for name in OWN}
         return {**result, **own, "layers": list(self.layers)}
 

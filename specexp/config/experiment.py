@@ -16,6 +16,7 @@ from specexp.engines.served_methods import ServedMethod
 from specexp.lm.runtime import (
     AUTO,
     AUTO_VOCABULARY,
+    FASTEST,
     HEADS,
     MTP,
     NO_TEMPLATE,
@@ -48,7 +49,7 @@ LATER_OF_EXPERIMENT: dict[str, Any] = {
     "min_new_tokens": 0, "ignore_eos": False, "stop": (), "system": "", "shots_data": None,
     "comparator": AUTO_KIND, "min_similarity": MIN_SIMILARITY, "prompt_tokens": 0, "execute": NO_EXECUTION,
     "engine": (), "thinking_budget": 0, "concurrency": (), "request_rate": (), "num_requests": 32,
-    "warmup_requests": 1, "level_seconds": 60.0, "ttft_bound": 0.0, "tpot_bound": 0.0,
+    "warmup_requests": 1, "level_seconds": 60.0, "ttft_bound": 0.0, "tpot_bound": 0.0, "numerics": FASTEST,
 }  # fmt: skip
 PROPOSERS = ("suffix", "lookup", "draft")
 LATER_OF_MODELS = {
@@ -169,6 +170,7 @@ class Experiment:
     level_seconds: float = 60.0
     ttft_bound: float = 0.0  # ms; 0 is no bound
     tpot_bound: float = 0.0
+    numerics: str = FASTEST  # of both models
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)

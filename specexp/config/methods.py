@@ -20,6 +20,7 @@ from specexp.config.parsers import AUTO_GAMMA
 from specexp.config.schema import SETTINGS, TREE_SHAPE
 from specexp.engines.served_methods import SERVED, ServedMethod
 from specexp.errors import unknown
+from specexp.lm.runtime import FASTEST
 from specexp.method_specs import settings_of, spec
 
 
@@ -156,6 +157,8 @@ def served_faults(methods: Sequence[MethodConfig], values: Mapping[str, Any]) ->
         result.append(f"batch is {values['batch']}, but engines are asked for one output at a time; leave it out.")
     if any(name.startswith(SERVED) for name in names) and values.get("thinking_budget", 0):
         result.append("thinking_budget is given, but a served engine cannot be made to end a thought; leave it out.")
+    if any(name.startswith(SERVED) for name in names) and values.get("numerics", FASTEST) != FASTEST:
+        result.append(f"numerics is {values['numerics']}, but a served engine computes by its own; leave it out.")
     tokenizers = sorted({each.endpoint.tokenizer for each in engines if each.endpoint.tokenizer})
     if len(tokenizers) > 1:
         result.append(f"engine has the tokenizers {' and '.join(tokenizers)}; prompts are encoded by one: name one.")

@@ -8,6 +8,7 @@ from typing import Any
 
 from specexp.config import request_settings
 from specexp.config.experiment import (
+    LATER_OF_EXPERIMENT,
     Experiment,
     settings_hash,
 )
@@ -47,8 +48,9 @@ class MiningConfig:
             "name", "task", "pair", "target", "draft", "toy", "data", "shots", "answer_rule", "answer_pattern", "limit",
             "max_new_tokens", "comparator", "min_similarity", "prompt_tokens", "execute",
         )  # fmt: skip
-        later = ("system", "shots_data", "thinking_budget")  # where they are given
-        result = {k: v for k, v in experiment.as_dict().items() if k in kept or (v and k in later)}
+        later = ("system", "shots_data", "thinking_budget", "numerics")  # where they are given
+        given = {k: v for k, v in experiment.as_dict().items() if v and v != LATER_OF_EXPERIMENT.get(k)}
+        result = {k: v for k, v in experiment.as_dict().items() if k in kept or (k in given and k in later)}
         return {**result, "dtype": self.dtype, "skip": self.skip}
 
     @property

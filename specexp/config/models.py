@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from specexp.config.experiment import ROLES
@@ -14,8 +15,11 @@ from specexp.lm.runtime import (
     AUTO_VOCABULARY,
     CHAT_TEMPLATES,
     DTYPES,
+    FASTEST,
     HEADS,
+    INVARIANT,
     MTP,
+    NUMERICS,
     OFFLOADS,
     OWN_TEMPLATE,
     QUANTIZATIONS,
@@ -115,6 +119,15 @@ MODEL_SETTINGS: dict[str, Setting] = {
     ),
 }  # fmt: skip
 
+NUMERIC: dict[str, Setting] = {
+    "numerics": Setting(
+        one_of("numerics", NUMERICS),
+        "Choose whether a token's logits are the same bits whatever is fed with it: invariant or fastest.", FASTEST,
+        more="For models on the native forward. [Invariant numerics](gpu.md#invariant-numerics) has the details.",
+        commands=("evaluate", "certify", "generate"),
+    ),
+}  # fmt: skip
+
 
 def model_settings(value: Any) -> dict[str, Any]:
     if isinstance(value, str) and value.startswith(STORED):
@@ -141,6 +154,41 @@ def laid_over(preset: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
     if given.get("model", preset.get("model")) != preset.get("model"):
         preset = {key: value for key, value in preset.items() if key not in ("revision", "tokenizer")}
     return {**preset, **given}
+
+
+def numerics_faults(numerics: str, models: Mapping[str, Any]) -> list[str]:
+    """Why invariant numerics cannot hold for these models of `models_of_pair`, as far as their settings tell."""
+    if numerics != INVARIANT or "target" not in models:
+        return []
+    way_out = f"or numerics to {FASTEST}."
+    if models.get("toy") is not None:
+        return [f"numerics is {INVARIANT}, but the toy pair has no weights; set pair to another, {way_out}"]
+    result = []
+    for role in ROLES:
+        model = models[role]
+        if model.on_target:
+            if model.head:
+                result.append(
+                    f"numerics is {INVARIANT}, but the draft, {model.shown}, is a head, which is not computed"
+                    f" invariantly; name a draft model, or set numerics to {FASTEST}."
+                )
+            continue  # its other settings are the target's
+        moved = {
+            "offload": (model.offload, "none"), "quantization": (model.quantization, "none"),
+            "tensor_parallel": (model.tensor_parallel, 1),
+        }  # fmt: skip
+        result += [
+            f"numerics is {INVARIANT}, but {role}'s {name} is {value}: only the native forward is invariant, on"
+            f" weights that stay on one device as they are; set {name} to {neutral}, {way_out}"
+            for name, (value, neutral) in moved.items()
+            if value != neutral
+        ]
+        if model.device == "auto":
+            result.append(
+                f"numerics is {INVARIANT}, but {role}'s device is auto, which spreads its layers; set device to one,"
+                f" {way_out}"
+            )
+    return result
 
 
 def models_of_pair(pair: str | None, values: dict[str, Any], faults: list[str]) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from specexp.config.experiment import (
 )
 from specexp.config.load_settings import load_faults
 from specexp.config.methods import chains, served, served_faults, trees
-from specexp.config.models import laid_over, models_of_pair
+from specexp.config.models import laid_over, models_of_pair, numerics_faults
 from specexp.config.parsers import AUTO_GAMMA, MUST_BE_GIVEN, SEVERAL_TURNS, TASK_SOURCES
 from specexp.config.presets import PRESETS, expanded, load_yaml, method_preset, preset_names
 from specexp.config.rule_settings import ANSWER_SETTINGS, answer_faults
@@ -168,6 +168,7 @@ class _Reader:
             methods = [method for method in methods if not head_faults([method], head)]
         self.check(methods, values.get("temperature"))
         self.faults += draft_faults(methods, models["draft"]) if "draft" in models else []
+        self.faults += numerics_faults(values.get("numerics", ""), models)
         self.faults += [*request_settings.faults(values), *served_faults(methods, values), *load_faults(values)]
         self._task(values, [method.method for method in methods])
         if self.faults:

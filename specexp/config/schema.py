@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 from specexp.config.experiment import MAX_GAMMA
 from specexp.config.load_settings import LOAD
-from specexp.config.models import model_settings
+from specexp.config.models import NUMERIC, model_settings
 from specexp.config.parsers import (
     EXECUTIONS,
     HISTORIES,
@@ -176,6 +176,7 @@ SETTINGS: dict[str, Setting] = {
         more="Answers and counts do not depend on it ([metrics](metrics.md)).",
         commands=but("advise", "generate"),
     ),
+    **NUMERIC,
     "judge": Setting(
         text, "Give the judge of autojudge: models:/NAME@ALIAS, models:/NAME/VERSION, runs:/ID/NAME or a folder.",
         otherwise="`models:/autojudge@champion`",

@@ -22,6 +22,7 @@ from specexp.evaluation.equality import Draws, difference, explanation
 from specexp.evaluation.preparation import Prepared, PreparedMethod, arithmetic_of
 from specexp.evaluation.scheduling import LOWER, Job, KnownRecords, prompt_of
 from specexp.lm import out_of_memory
+from specexp.lm.runtime import INVARIANT
 from specexp.storage.record_places import Key
 from specexp.storage.records import Record, RecordFile, finder, key_of
 from specexp.storage.run_folder import OutputFolder
@@ -123,7 +124,9 @@ def _entry(
     result = difference(engine, dtype, label, prompt_id, ids, record["token_ids"], plain, draws)
     assert result is not None, "equal outputs have no difference"
     values = {key: value for key, value in asdict(result).items() if key != "name"}
-    return {**values, "turn": turn, "label": label, "repeat": repeat, "why": explanation(result, dtype)}
+    # Invariant numerics leave no rounding to a method.
+    reason = UNEXPLAINED if experiment.numerics == INVARIANT else explanation(result, dtype)
+    return {**values, "turn": turn, "label": label, "repeat": repeat, "why": reason}
 
 
 def by_label(

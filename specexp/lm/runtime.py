@@ -18,6 +18,8 @@ OFFLOADS = ("none", "cpu", "disk")
 HEADS = (EAGLE3, MTP, DFLASH) = ("eagle3", "mtp", "dflash")
 CHAIN_HEADS = (MTP, DFLASH)  # those that draft no trees
 ATTENTIONS = ("sdpa", "eager")
+# Whether the bits of a token's logits may depend on what is fed with it.
+NUMERICS = FASTEST, INVARIANT = ("fastest", "invariant")
 # How a draft's tokens become the target's: they are the same; those that both have; by their text. `auto` finds out.
 VOCABULARIES = AUTO_VOCABULARY, SAME, INTERSECTION, TEXT = ("auto", "same", "intersection", "text")
 # `auto` uses the tokenizer's own template if it has one and the task's prompts are not completions.

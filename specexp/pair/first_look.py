@@ -7,7 +7,7 @@ that cannot be read here (a GGUF file's, a broken one) is left to that.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,14 @@ from specexp.config import Experiment, MethodConfig
 from specexp.config.models import STORED
 from specexp.decoding.protocol import Role
 from specexp.errors import ConfigError, ModelError
+from specexp.lm.blocks.families import FAMILIES
 from specexp.lm.configs import model_types, refusals
 from specexp.lm.configs.config_check import check_quantization, check_sizes
 from specexp.lm.configs.layer_ranges import check_layers
 from specexp.lm.configs.refusals import RawConfig
 from specexp.lm.heads import eagle3_config
 from specexp.lm.hf.source import hub_fault, model_source
-from specexp.lm.runtime import CHAIN_HEADS, ModelConfig
+from specexp.lm.runtime import CHAIN_HEADS, FASTEST, INVARIANT, ModelConfig
 from specexp.method_specs import models_of, spec
 
 
@@ -46,6 +47,8 @@ def check(experiment: Experiment, roles: Set[Role] = frozenset()) -> None:
         check_sizes(text.values, model.model)
         check_quantization(values.get("quantization_config"), model)
         facts = model_types.facts_of(config)
+        if experiment.numerics == INVARIANT:
+            _check_invariant(text, values, model.model)
         if model.layers:
             check_layers(model.layers, config, model.model)
         if model.eagle3 and not model.eagle3.startswith(STORED):
@@ -58,6 +61,19 @@ def check(experiment: Experiment, roles: Set[Role] = frozenset()) -> None:
             contexts.append(refusals.stated_context(text, model.model))
     if contexts:
         check_lengths(experiment.methods, min(contexts))
+
+
+def _check_invariant(text: RawConfig, values: Mapping[str, Any], name: str) -> None:
+    """Raise ModelError if invariant numerics cannot hold for this model (`invariance.require` measures the others)."""
+    why = None
+    if text.model_type not in FAMILIES:
+        why = f"the native forward does not know its family ({text.model_type})"
+    elif values.get("quantization_config") is not None:
+        why = "its weights are quantized"
+    elif text.values.get("enable_moe_block", True) and (text.num_experts_per_tok or text.top_k_experts):
+        why = "the products of its experts depend on which tokens are fed together"
+    if why is not None:
+        raise ModelError(f"numerics is {INVARIANT}, but model '{name}' cannot be: {why}; set numerics to {FASTEST}.")
 
 
 def longest_chain(experiment: Experiment) -> int | None:

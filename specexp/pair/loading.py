@@ -14,7 +14,15 @@ from specexp.config.models import STORED
 from specexp.decoding.protocol import Role
 from specexp.errors import ModelError
 from specexp.lm.model import Model
-from specexp.lm.runtime import AUTO_VOCABULARY, SAME, ModelConfig, ToyConfig, check_vocabulary, shared_vocabulary
+from specexp.lm.runtime import (
+    AUTO_VOCABULARY,
+    INVARIANT,
+    SAME,
+    ModelConfig,
+    ToyConfig,
+    check_vocabulary,
+    shared_vocabulary,
+)
 from specexp.lm.toy import ToyModel
 from specexp.method_specs import models_of, spec
 from specexp.pair import chat_template
@@ -66,7 +74,7 @@ def _loading(experiment: Experiment) -> ModuleType:
     return loading
 
 
-def _load(config: ModelConfig, num_valid_ids: int, suppressed: Sequence[int]) -> Any:
+def _load(config: ModelConfig, num_valid_ids: int, suppressed: Sequence[int], numerics: str) -> Any:
     """Load a model here, or a part of it in each of several processes."""
     if config.tensor_parallel > 1:
         from specexp.lm.sharded.sharded_model import load_sharded
@@ -74,7 +82,13 @@ def _load(config: ModelConfig, num_valid_ids: int, suppressed: Sequence[int]) ->
         return load_sharded(config, num_valid_ids, suppressed)
     from specexp.lm.hf.loading import load_model
 
-    return load_model(config, num_valid_ids, suppressed)
+    return load_model(config, num_valid_ids, suppressed, invariant=numerics == INVARIANT)
+
+
+def _require_invariance(model: Any) -> None:
+    from specexp.lm.native import invariance
+
+    invariance.require(model)
 
 
 def _heads() -> ModuleType:
@@ -160,17 +174,20 @@ def _hf_pair(
     # An offloaded model keeps what is free on the device for its layers: the other one comes before it.
     by_place = sorted(loaded, key=lambda role: configs[role].offload != "none")
     models: dict[Role, Any] = {
-        role: _load(configs[role], numbers[role], () if other and role == "draft" else suppressed) for role in by_place
+        role: _load(configs[role], numbers[role], () if other and role == "draft" else suppressed, experiment.numerics)
+        for role in by_place
     }
     models = {role: models[role] for role in loaded}
     if on_target:
-        whole = models.get("target") or _load(experiment.target, known, suppressed)
+        whole = models.get("target") or _load(experiment.target, known, suppressed, experiment.numerics)
         if own_layers:
             models["draft"] = loading.model_of_layers(whole, own_layers, experiment.draft.shown)
         else:
             models["draft"] = _heads().load_head(experiment.draft, whole, head)
     for model in models.values():
         model.check_cache()
+        if experiment.numerics == INVARIANT:
+            _require_invariance(model)
     main, vocabulary = models.get("target") or models.get("draft"), SAME
     if on_target and configs["draft"].head:
         said = (

@@ -292,7 +292,8 @@ def test_the_table_of_a_models_settings_says_the_defaults_that_hold() -> None:
     given = {field.name: field.default for field in fields(ModelConfig)}
     assert list(MODEL_SETTINGS) == list(given)
     for name, setting in MODEL_SETTINGS.items():
-        assert setting.default == ("" if given[name] is MISSING else str(given[name]).replace("False", "false")), name
+        unset = given[name] in (MISSING, None)
+        assert setting.default == ("" if unset else str(given[name]).replace("False", "false")), name
 
 
 OWN_OPTIONS = [(f"{name} {option}", told) for name, own in COMMAND_OPTIONS.items() for option, told in own.items()]

@@ -29,7 +29,7 @@ PRODUCTS = {
     "1B": ((3072, 2048), (2048, 2048), (16384, 2048), (2048, 8192), (128256, 2048)),
 }
 PLAIN, ALL_ENDS = {"BIASED": False, "ADDS": False}, {"BIASED": True, "ADDS": True}
-POINTERS = {"slots": "*i64", "seen": "*u8", "bounds": "*i32", "parts": "*fp32", "sums": "*fp32"}
+POINTERS = {"slots": "*i64", "index": "*i64", "seen": "*u8", "bounds": "*i32", "parts": "*fp32", "sums": "*fp32"}
 TENSORS = {"x", "weight", "out", "inner", "projected", "cos", "sin", "flat", "queries", "sinks", "bias", "residual"}
 
 
@@ -120,11 +120,12 @@ def kernels(capability: int) -> list[dict[str, Any]]:
         )  # fmt: skip
     for dtype, size, width, block in (("*bf16", 128, 128, 64), ("*bf16", 80, 128, 64), ("*fp32", 256, 256, 32)):
         heads: dict[str, Any] = {"HEADS": 32, "SIZE": size, "WIDTH": width}
-        for masked, windowed in ((False, False), (False, True), (True, False)):
+        for masked, windowed, indexed in ((0, 0, 0), (0, 1, 0), (1, 0, 0), (0, 0, 1), (0, 1, 1)):
             results.append(
                 compiled(
                     attention_kernel._attend_split, dtype, capability, {"num_stages": 2}, **heads, KV_HEADS=8, ROWS=16,
-                    BLOCK=block, MASKED=masked, WINDOWED=windowed, CAPPED=masked,
+                    BLOCK=block, MASKED=bool(masked), WINDOWED=bool(windowed), CAPPED=bool(masked),
+                    INDEXED=bool(indexed),
                 )
             )  # fmt: skip
         for windowed in (False, True):

@@ -405,6 +405,8 @@ RULES_ON_TREES_BUGS = [
     Bug("what is unlikely is accepted", UNTRAINED, "[:, 0] > least", "[:, 0] <= least"),
 ]  # fmt: skip
 
+ORDERED_ATTENTION, ORDERED_CACHE = "specexp.lm.kernels.ordered_attention", "specexp.lm.native.ordered_cache"
+INVARIANCE = "specexp.lm.native.invariance"
 KV = "specexp.lm.native.kv_cache"
 ATTENTION = "specexp.lm.native.attention"
 REFERENCE = "specexp.lm.kernels.reference"
@@ -519,6 +521,28 @@ FILE_BUGS: dict[tuple[str, ...], list[Bug]] = {
         Bug("positions of nodes are counted as calls", DEVICE_TREES, "state.unsized[\"draft\"] = draft.grow(ask, depth)", "state.unsized[\"target\"] = draft.grow(ask, depth)"),
         Bug("banned ids are drafted", DEVICE_TREES, " or state.end.banned(len(state.ids) - state.num_prompt)", ""),
         Bug("the draft's numbers are not watched", DEVICE_TREES, "        state.peaks.append(LogitPeaks(\"draft\", tree.peak, drafts=True))\n", ""),
+    ],
+    ("lm/test_invariance.py",): [
+        Bug("products of as many rows as there are", ORDERED_CACHE, "stack(_padded(tokens[start:stop], TILE), _padded_angles(angles, start, stop),", "stack(tokens[start:stop], angles.at(start, stop),"),
+        Bug("logits of as many rows as there are", ORDERED_CACHE, "function(_padded(piece, TILE))", "function(piece)"),
+        Bug("a tile's keys are those of the first tile", ORDERED_CACHE, "slots=self.slots[some]", "slots=self.slots[: stop - start]"),
+        Bug("a tree's nodes read by slot", ORDERED_ATTENTION, "places = torch.where(seen, at, slots)", "places = torch.where(seen, columns, slots)"),
+        Bug("blocks of as many positions as there are", ORDERED_ATTENTION, "group, blocks = heads // kv_heads, -(-index.shape[1] // BLOCK)\n", "BLOCK = index.shape[1]\n    group, blocks = heads // kv_heads, -(-index.shape[1] // BLOCK)\n"),
+        Bug("the last block is left out of the sum", ORDERED_ATTENTION, "range(1, blocks)", "range(1, max(1, blocks - 1))"),
+        Bug("the window is one too wide", ORDERED_ATTENTION, "(columns > positions[:, None] - window)", "(columns >= positions[:, None] - window)"),
+        Bug("sinks have no weight", ORDERED_ATTENTION, "        total += torch.exp(each - peak)[:, :, 0, :, 0]\n", "        pass\n"),
+        Bug("rows of a batch read the first row", ORDERED_CACHE, "indices.append(index + row * capacity)", "indices.append(index)"),
+        Bug("experts pass", INVARIANCE, "if any(block.experts_per_token for block in model.native.spec.blocks):", "if not model.native.spec.blocks:"),
+        Bug("trees are not compared", INVARIANCE, "(differing := [each for each in compare(model) if each.num_differing])", "(differing := [each for each in compare(model, trees=()) if each.num_differing])"),
+        Bug("a product's residual is forgotten", "specexp.lm.blocks.linear", "or self.bias is not None or self.kernel is not None:", "or self.bias is not None:"),
+    ],
+    ("config/test_numerics.py",): [
+        Bug("offloaded weights pass", "specexp.config.models", '"offload": (model.offload, "none"), "quantization"', '"quantization"'),
+        Bug("a head passes", "specexp.config.models", "            if model.head:\n                result.append(\n                    f\"numerics", "            if not model.head:\n                result.append(\n                    f\"numerics"),
+        Bug("older folders do not resume", "specexp.config.experiment", '"tpot_bound": 0.0, "numerics": FASTEST,', '"tpot_bound": 0.0,'),
+        Bug("a near tie explains it", "specexp.evaluation.divergence", "UNEXPLAINED if experiment.numerics == INVARIANT else explanation", "UNEXPLAINED if experiment.numerics == dtype else explanation"),
+        Bug("a config's experts pass", "specexp.pair.first_look", "text.values.get(\"enable_moe_block\", True) and", "text.values.get(\"enable_moe_block\") and"),
+        Bug("labels have no numerics", "specexp.config.mining", '"thinking_budget", "numerics")', '"thinking_budget")'),
     ],
     ("workers/test_handout.py",): [
         Bug("a unit that was lost is forgotten", HANDOUT, "        for entry in held:\n", "        for entry in held[1:]:\n"),
@@ -1157,8 +1181,8 @@ FORWARD_BUGS = [
     Bug("a tree of transformers' has a window in every layer", TREE_MASK, "0 if kind == FULL else window", "window"),
     Bug("the MLP has attention's norm", BLOCK, "else self._norm_if_any(before_mlp)", "else self._norm_if_any(before_attention)"),
     Bug("the last norm is not applied", OWN, "return self._final_norm(x)", "return x"),
-    Bug("the output projection's bias is dropped", BLOCK, "out=Linear(*joined([attention.out]), self._pack)", "out=Linear(joined([attention.out])[0], None, self._pack)"),
-    Bug("few rows go without a bias", LINEAR, "num >= PACK_ROWS) or self.bias is not None:", "num >= PACK_ROWS):"),
+    Bug("the output projection's bias is dropped", BLOCK, "out=self._linear([attention.out])", "out=Linear(joined([attention.out])[0], None, self._pack)"),
+    Bug("few rows go without a bias", LINEAR, "num >= PACK_ROWS) or self.bias is not None or", "num >= PACK_ROWS) or"),
     Bug("gate and up are exchanged", PARTS, '(("gate_proj", "up_proj"), "down_proj")', '(("up_proj", "gate_proj"), "down_proj")'),
     Bug("angles begin anew where their table grows", ROTARY, "positions = torch.arange(self._length, device", "positions = torch.arange(self._length) % CHUNK + torch.zeros(1, dtype=torch.int64, device"),
     Bug("the other half turns", ROTARY, "torch.stack([-sin, sin], axis)", "torch.stack([sin, -sin], axis)"),

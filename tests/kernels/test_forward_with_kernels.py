@@ -25,8 +25,10 @@ from specexp.lm.hf.hf_model import HFModel
 from specexp.lm.hf.loading import load_model
 from specexp.lm.kernels.table import triton_kernels
 from specexp.lm.model import Branches
+from specexp.lm.native import invariance
 from specexp.lm.runtime import ModelConfig
 
+ROWS, NODES = (2, 5, 16), (20,)
 DECODERS: dict[str, Any] = {
     "baseline": Baseline(Warp()),
     "speculative": Chain(DraftModel(3), Lossless(), Warp()),
@@ -120,3 +122,22 @@ def test_logits_of_every_part(case: str) -> None:
     kind, settings = CASES[case]
     module = tiny_models.build(kind, **settings)
     assert_logits(HFModel(copy.deepcopy(module), "plain"), with_kernels(module, "kernels"), (11, 1), 4)
+
+
+@pytest.mark.parametrize("window,products", [(0, False), (12, False), pytest.param(0, True, marks=pytest.mark.nightly)])
+def test_an_invariant_forward_with_kernels(window: int, products: bool) -> None:
+    """Recorded or not, in tiles, where products have no kernel: rows, a tree, a piece, and rows of a batch."""
+    kind, more = ("mistral", {"sliding_window": window}) if window else ("llama", {})
+    module = tiny_models.build(kind, **more)
+    kernels = triton_kernels() if products else replace(triton_kernels(), product=None)
+    model = HFModel(module, kind, graphs=Again(), kernels=kernels, invariant=True)
+    assert model.native is not None, model.why_not_native
+    assert model.native.kernels.attends
+    assert model.native.tiled == (not products)
+    made = list(invariance.compare(model, None, ROWS, NODES))
+    assert {each.what for each in made} >= {invariance.CHAIN, invariance.TREE, invariance.NEIGHBOURS}
+    assert not [each for each in made if each.num_differing]
+    plain = HFModel(copy.deepcopy(module), kind)
+    ids = plain.ids([(7 * i) % 90 + 3 for i in range(20)])
+    one, two = (each.session().feed(ids, 20)[0] for each in (plain, model))
+    torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-3)

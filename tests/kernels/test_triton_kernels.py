@@ -193,6 +193,42 @@ def test_a_row_has_the_same_bits_in_any_bucket_and_beside_padding(kernels: Any, 
     assert all(torch.equal(each, results[0]) for each in results[1:])
 
 
+def in_other_slots(arguments: list[Any], used: int, seed: int) -> list[Any]:
+    """The same keys and values in slots of no order, with an index for each token."""
+    queries, flat, _, slots = arguments[:4]
+    order = torch.randperm(used, generator=torch.Generator().manual_seed(seed))
+    mixed = flat.clone()
+    mixed[order] = flat[:used]
+    index = torch.zeros(len(queries), arguments[6], dtype=torch.int64)
+    for row, at in enumerate(slots.tolist()):
+        index[row, : at + 1] = order[: at + 1]  # after its own position nothing is read
+    return [queries, mixed, *arguments[2:], index]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("case", [name for name, case in CASES.items() if not case.get("tree")])
+def test_keys_in_other_slots_give_the_bits_of_a_chain(kernels: Any, case: str, dtype: torch.dtype) -> None:
+    """A tree's nodes read their ancestors in the order of positions: its sums are those of plain decoding."""
+    arguments, used = attention_case(len(case), dtype, 256, **CASES[case])
+    indexed = in_other_slots(arguments, used, len(case))
+    got = kernels.attend(*indexed)
+    assert torch.equal(got, kernels.attend(*arguments))
+    indexed[1] = indexed[1].nan_to_num(0.0)  # the reference reads all, and masks
+    assert_close(got, reference.attend(*indexed))
+
+
+def test_a_token_reads_by_its_own_index(kernels: Any) -> None:
+    """Nodes of two branches in one call, each with other keys at the same positions."""
+    arguments, used = attention_case(3, torch.float32, 128, num=4, start=70)
+    indexed = in_other_slots(arguments, used, 1)
+    other = indexed[-1].clone()
+    other[1] = in_other_slots(arguments, used, 2)[-1][1]
+    both = kernels.attend(*indexed[:-1], other)
+    assert torch.equal(both[[0, 2, 3]], kernels.attend(*indexed)[[0, 2, 3]])
+    assert not torch.equal(both[1], kernels.attend(*indexed)[1])
+    assert_close(both, reference.attend(indexed[0], indexed[1].nan_to_num(0.0), *indexed[2:-1], other))
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_verification_takes_them(kernels: Any, dtype: torch.dtype) -> None:
     assert dtype in TOLERANCE

@@ -12,6 +12,7 @@ from helpers.model_folders import build, disturbed
 from helpers.tape import Tape
 from specexp.lm.hf.hf_model import HFModel
 from specexp.lm.native import cuda_graphs
+from specexp.lm.native.graph_capture import Recordings
 from specexp.lm.toy import ToyModel
 from specexp.profiling import call_bench, call_costs
 from specexp.profiling.call_costs import TreeRound
@@ -96,14 +97,14 @@ def test_a_round_is_launched_whole_before_anything_is_waited_for(monkeypatch: py
     stream = FakeStream()
     pair = models(monkeypatch)
     monkeypatch.setattr(call_bench, "timer_for", lambda model, clock: EventTimer("cuda:0", stream.event))
-    replay = cuda_graphs.Graphs.answer
+    replay = Recordings.answer
 
     def counted(graphs: Any, key: Any, *given: Any) -> Any:
         stream.given += 1.0
         stream.log.append(str(key[0]))
         return replay(graphs, key, *given)
 
-    monkeypatch.setattr(cuda_graphs.Graphs, "answer", counted)
+    monkeypatch.setattr(Recordings, "answer", counted)
     monkeypatch.setattr(HFModel, "wait", lambda model: pytest.fail("a call was waited for"))
     costs = call_costs.measure(pair, [5, 9, 11], [2], [TreeRound(12, 3, 4)], 2)
     assert costs.by_events

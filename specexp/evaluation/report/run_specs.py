@@ -21,6 +21,7 @@ from specexp.evaluation.report.figures import draw_trees
 from specexp.evaluation.report.publish import FAILURES, PAGE, REFUTED, Report
 from specexp.evaluation.report.run_facts import is_disturbed, run_name
 from specexp.evaluation.token_view import token_page
+from specexp.lm.runtime import FASTEST
 from specexp.method_specs import spec
 from specexp.profiling import memory
 from specexp.storage.files import make_folder
@@ -210,6 +211,7 @@ def params_of(prepared: Prepared, method: MethodConfig, seed: int) -> dict[str, 
         "min_new_tokens": experiment.min_new_tokens or "",
         "ignore_eos": experiment.ignore_eos or "",
         "thinking_budget": experiment.thinking_budget or "",
+        "numerics": "" if experiment.numerics == FASTEST else experiment.numerics,
         "stop": json.dumps(experiment.stop) if experiment.stop else "",
         "data": mask(str(experiment.data or "")),
         "shots": experiment.shots or "",

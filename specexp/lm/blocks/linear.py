@@ -59,6 +59,11 @@ class Linear:
         """Compute products by the kernel, where `choice` has a tiling for the number of rows."""
         self._chosen = kernel, choice
 
+    @property
+    def is_chosen(self) -> bool:
+        """True if the kernel computes products of some numbers of rows; of all, if it was chosen for one order."""
+        return self._chosen is not None
+
     def __call__(self, x: Tensor) -> Tensor:
         num = x.shape[0]
         if self._chosen is not None and (tiling := self._chosen[1].of(num)) is not None:

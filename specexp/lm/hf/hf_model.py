@@ -61,6 +61,7 @@ class HFModel:
     graphs: str | Capture = "auto"  # "auto": on CUDA with the native forward; "off"; or a `Capture`
     kernels: Kernels | None = None  # of the native forward; None: those that the device and the shapes allow
     suppressed: Sequence[int] = ()  # ids that are never emitted
+    invariant: bool = False  # the native forward's results do not depend on what is fed with a token
     own: OwnLayers | None = None  # where these are some layers of another model
     sharding: Sharding | None = None  # where several processes hold its layers
     keeps_rows: bool = field(init=False)  # True if the module's forward takes `logits_to_keep`
@@ -106,10 +107,8 @@ class HFModel:
     def _use_native(self) -> None:
         """Decode by the native forward, if it gives the module's own logits."""
         # That of own layers has the target's joined weights, which the module's parameters are views of already.
-        self.native = (
-            self.own.native if self.own is not None else NativeForward(self.module, self.suppressed, self.kernels)
-        )
-        assert self.native is not None
+        shared = self.own and self.own.native
+        self.native = shared or NativeForward(self.module, self.suppressed, self.kernels, self.invariant)
         fault = forward_check.native_fault(self, lambda: self.sessions(2)[0])
         if fault is None and self.recomputed_at is not None:
             long = turned(self.module.model.rotary_emb, True, self.recomputed_at)

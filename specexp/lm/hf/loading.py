@@ -38,7 +38,7 @@ from specexp.lm.hf.own_layers import OwnLayers, module_of_layers
 from specexp.lm.hf.rope import note
 from specexp.lm.hf.source import Source, hub_fault, merged, model_source, tokenizer_source
 from specexp.lm.model import Sharding
-from specexp.lm.native.kv_cache import tune
+from specexp.lm.native.tuning import tune
 from specexp.lm.out_of_memory import is_exhausted
 from specexp.lm.runtime import ModelConfig
 
@@ -142,7 +142,7 @@ def model_of_layers(target: HFModel, layers: Sequence[int], name: str) -> HFMode
 
 def load_model(
     config: ModelConfig, num_valid_ids: int | None = None, suppressed: Sequence[int] = (),
-    sharding: Sharding | None = None,
+    sharding: Sharding | None = None, invariant: bool = False,
 ) -> HFModel:  # fmt: skip
     """Load the model of this folder or hub id, ready to decode.
 
@@ -176,15 +176,16 @@ def load_model(
             " smaller model."
         ) from error
     if result["missing_keys"]:
-        some = ", ".join(sorted(result["missing_keys"])[:3])
-        raise ModelError(
-            f"model '{config.model}' lacks {len(result['missing_keys'])} of its weights ({some}); get all its files."
-        )
+        some, number = ", ".join(sorted(result["missing_keys"])[:3]), len(result["missing_keys"])
+        raise ModelError(f"model '{config.model}' lacks {number} of its weights ({some}); get all its files.")
     if source.gguf:  # its weights are floats by now, whatever the file holds
         module.hf_quantizer, module.config.quantization_config = None, None
     if source.adapter:
         module = merged(module, source.adapter, config.model)
-    model = HFModel(module.eval(), config.model, num_valid_ids, offload, suppressed=suppressed, sharding=sharding)
+    model = HFModel(
+        module.eval(), config.model, num_valid_ids, offload, suppressed=suppressed, sharding=sharding,
+        invariant=invariant,
+    )  # fmt: skip
     if model.native is not None:
         tune(model.native)
     return model

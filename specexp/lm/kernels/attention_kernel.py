@@ -6,6 +6,9 @@ tokens and the heads that share a key. Within a split, and from split to split, 
 the number of tokens and the bucket: slots that a row does not attend to add exact zeros, and splits without any are not
 read. Slots after a program's last token are not read.
 
+With an index, splits are of positions, and a token reads each position in the slot that its index names. It has a
+program of its own then, of the same shape, so that its sums are those of a chain with the same keys in the same order.
+
 Shapes: T tokens, H heads, K key-value heads, G = H / K, d head size, C slots, S splits.
 """
 
@@ -43,15 +46,15 @@ def _on(device: torch.device, bucket: int) -> Tensor:
 @triton.jit  # type: ignore[untyped-decorator]
 def _attend_split(
     queries: tl.tensor, flat: tl.tensor, slots: tl.tensor, seen: tl.tensor, bounds: tl.tensor, parts: tl.tensor,
-    sums: tl.tensor, num: tl.tensor, splits: tl.tensor, window: tl.tensor, query_stride: tl.tensor,
-    slot_stride: tl.tensor, seen_stride: tl.tensor, scale: tl.tensor, softcap: tl.tensor, HEADS: tl.constexpr,
-    KV_HEADS: tl.constexpr, SIZE: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, WIDTH: tl.constexpr,
-    MASKED: tl.constexpr, WINDOWED: tl.constexpr, CAPPED: tl.constexpr,
+    sums: tl.tensor, index: tl.tensor, num: tl.tensor, splits: tl.tensor, window: tl.tensor, query_stride: tl.tensor,
+    slot_stride: tl.tensor, seen_stride: tl.tensor, index_stride: tl.tensor, scale: tl.tensor, softcap: tl.tensor,
+    HEADS: tl.constexpr, KV_HEADS: tl.constexpr, SIZE: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    WIDTH: tl.constexpr, MASKED: tl.constexpr, WINDOWED: tl.constexpr, CAPPED: tl.constexpr, INDEXED: tl.constexpr,
 ) -> None:  # fmt: skip
     """Write parts[T, H, S, d] and, of each, the largest score and the sum of exponentials to sums[T, H, S, 2]."""
     split, key_head = tl.program_id(0), tl.program_id(1)
     group: tl.constexpr = HEADS // KV_HEADS
-    tokens: tl.constexpr = ROWS // group
+    tokens: tl.constexpr = 1 if INDEXED else ROWS // group
     row, within = tl.arange(0, ROWS), tl.arange(0, WIDTH)
     token = tl.program_id(2) * tokens + row // group
     used = (row < tokens * group) & (token < num)
@@ -73,7 +76,11 @@ def _attend_split(
         result = tl.full([ROWS, WIDTH], 0.0, tl.float32)
         for begin in range(start, stop, BLOCK):
             slot = begin + tl.arange(0, BLOCK)
-            here = flat + slot[:, None].to(tl.int64) * slot_stride + key_head * SIZE + within[None, :]
+            place = slot
+            if INDEXED:
+                own = index + tl.program_id(2).to(tl.int64) * index_stride
+                place = tl.load(own + slot, mask=slot < stop, other=0)
+            here = flat + place[:, None].to(tl.int64) * slot_stride + key_head * SIZE + within[None, :]
             read = (slot < stop)[:, None] & real[None, :]
             keys = tl.load(here, mask=read, other=0.0)
             scores = tl.dot(asked, tl.trans(keys), input_precision="ieee") * scale
@@ -96,10 +103,10 @@ def _attend_split(
             added = tl.dot(weights.to(values.dtype), values, input_precision="ieee")
             result = result * kept[:, None] + added
             peak = higher
-        place = (token.to(tl.int64) * HEADS + head) * splits + split
-        tl.store(parts + place[:, None] * SIZE + within[None, :], result, mask=used[:, None] & real[None, :])
-        tl.store(sums + 2 * place, peak, mask=used)
-        tl.store(sums + 2 * place + 1, total, mask=used)
+        part = (token.to(tl.int64) * HEADS + head) * splits + split
+        tl.store(parts + part[:, None] * SIZE + within[None, :], result, mask=used[:, None] & real[None, :])
+        tl.store(sums + 2 * part, peak, mask=used)
+        tl.store(sums + 2 * part + 1, total, mask=used)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -145,11 +152,12 @@ def _add_splits(
 
 def attend(
     queries: Tensor, flat: Tensor, kv_heads: int, slots: Tensor, window: int, seen: Tensor | None, bucket: int,
-    scale: float, softcap: float, sinks: Tensor | None,
+    scale: float, softcap: float, sinks: Tensor | None, index: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     """`reference.attend`, with float32 sums; a token that attends to nothing gets zeros."""
     num, heads, size = queries.shape
     assert queries.stride(2) == flat.stride(1) == 1 and queries.stride(1) == size  # noqa: PT018
+    assert index is None or (seen is None and index.stride(1) == 1)
     out = queries.new_empty(num, heads * size)
     bounds, group, width = _on(queries.device, bucket), heads // kv_heads, block_of(size, LEAST_DOT)
     rows, splits = block_of(group, LEAST_DOT), bounds.shape[0] - 1
@@ -162,11 +170,13 @@ def attend(
             count = min(MOST_TOKENS, num - start)
             here = slots[start : start + count]
             mask = flat if seen is None else seen[start : start + count].view(torch.uint8)
-            _attend_split[(splits, kv_heads, triton.cdiv(count, rows // group))](
-                queries[start : start + count], flat, here, mask, bounds, parts, sums, count, splits, window,
-                queries.stride(0), flat.stride(0), mask.stride(0), scale, softcap, HEADS=heads, KV_HEADS=kv_heads,
-                SIZE=size, ROWS=rows, BLOCK=FIRST // 2 if width * flat.itemsize >= WIDE else FIRST, WIDTH=width,
-                MASKED=seen is not None, WINDOWED=windowed, CAPPED=softcap > 0, num_stages=2,
+            read = slots if index is None else index[start : start + count]
+            _attend_split[(splits, kv_heads, count if index is not None else triton.cdiv(count, rows // group))](
+                queries[start : start + count], flat, here, mask, bounds, parts, sums, read, count, splits, window,
+                queries.stride(0), flat.stride(0), mask.stride(0), read.stride(0), scale, softcap, HEADS=heads,
+                KV_HEADS=kv_heads, SIZE=size, ROWS=rows, BLOCK=FIRST // 2 if width * flat.itemsize >= WIDE else FIRST,
+                WIDTH=width, MASKED=seen is not None, WINDOWED=windowed, CAPPED=softcap > 0, INDEXED=index is not None,
+                num_stages=2,
             )  # fmt: skip
             _add_splits[(count, heads)](
                 parts, sums, here, bounds, flat if sinks is None else sinks, out[start : start + count], splits, window,

@@ -28,7 +28,7 @@ ROUNDS = 7  # replays that are timed
 Call = Callable[[], object]
 
 
-class Timer(Protocol):
+class ProductTimer(Protocol):
     """Times calls on a device."""
 
     def __call__(self, calls: Sequence[Call]) -> float:
@@ -69,7 +69,7 @@ def shape_name(weight: Tensor) -> str:
 
 
 def choose(
-    product: Product, weights: Mapping[str, Sequence[Tensor]], measuring: tuple[ProductCache, Timer] | None,
+    product: Product, weights: Mapping[str, Sequence[Tensor]], measuring: tuple[ProductCache, ProductTimer] | None,
     one_order: bool,
 ) -> dict[str, ProductChoice]:  # fmt: skip
     """How products with these weights, by `shape_name`, are computed; `one_order`: with a row's bits the same among any
@@ -91,7 +91,9 @@ def _candidates(weight: Tensor) -> list[Tiling]:
     return product_choice.tilings(weight.shape[0], weight.shape[1], weight.dtype)
 
 
-def _timings(product: Product, weights: Mapping[str, Sequence[Tensor]], cache: ProductCache, timer: Timer) -> Measured:
+def _timings(
+    product: Product, weights: Mapping[str, Sequence[Tensor]], cache: ProductCache, timer: ProductTimer
+) -> Measured:
     """The timings of all shapes: those in the cache, and new ones, which are added to it shape by shape."""
     result, missing = cache.read(), []
     for name, (first, *_) in weights.items():
@@ -116,7 +118,7 @@ def _timings(product: Product, weights: Mapping[str, Sequence[Tensor]], cache: P
 
 @torch.inference_mode()
 def _seconds(
-    product: Product, weights: Sequence[Tensor], rows: int, tiling: Tiling | None, timer: Timer,
+    product: Product, weights: Sequence[Tensor], rows: int, tiling: Tiling | None, timer: ProductTimer,
     told: Callable[[int], object],
 ) -> float | None:  # fmt: skip
     """Seconds of a product; None if it does not run. PyTorch's always does: its errors are raised."""

@@ -112,9 +112,11 @@ def masked_attention(
 
 def attend(
     queries: Tensor, flat: Tensor, kv_heads: int, slots: Tensor, window: int, seen: Tensor | None, bucket: int,
-    scale: float, softcap: float, sinks: Tensor | None,
+    scale: float, softcap: float, sinks: Tensor | None, index: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     """Attention [T, H d] of queries[T, H, d] in slots[T], over the first N = `bucket` rows of flat[C, 2 K d].
+
+    With an index[T, N], `slots` are positions, and a token reads position p in row index[., p]; there is no seen then.
 
     A token attends to the slots up to its own, of those to the last `window` (0: all); or, if there is seen[T, N], to
     those where it is True, none of them after its own slot. sinks[H] are additional scores, whose value is 0.
@@ -127,6 +129,11 @@ def attend(
         if window:
             seen = seen & (columns > slots[:, None] - window)
     mask = torch.zeros(seen.shape, dtype=queries.dtype, device=queries.device).masked_fill_(~seen, float("-inf"))
+    if index is not None:
+        read = flat.index_select(0, index.reshape(-1)).view(num, bucket, 2, kv_heads, size).permute(2, 0, 3, 1, 4)
+        each = mask[:, None, None].expand(-1, kv_heads, group, -1)
+        own = queries.reshape(num, kv_heads, group, size)
+        return masked_attention(own, read[0], read[1], each, scale, softcap, sinks).reshape(num, -1)
     both = flat[:bucket].view(1, bucket, 2, kv_heads, size).transpose(1, 3)
     asked = queries.reshape(num, kv_heads, group, size).transpose(0, 1).reshape(1, kv_heads, num * group, size)
     result = masked_attention(

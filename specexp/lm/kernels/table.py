@@ -15,7 +15,7 @@ from specexp.lm.kernels.reference import Table
 RmsNorm = Callable[[Tensor, Tensor | None, float], Tensor]
 Gated = Callable[[Tensor, str], Tensor]
 RotateAndStore = Callable[[Tensor, Table | None, int, int, Tensor | None, Tensor], None]
-Attend = Callable[[Tensor, Tensor, int, Tensor, int, Tensor | None, int, float, float, Tensor | None], Tensor]
+Attend = Callable[..., Tensor]  # the arguments are those of `reference.attend`
 Product = Callable[..., Tensor]  # with the arguments of `reference.product`, and a `Tiling`
 
 

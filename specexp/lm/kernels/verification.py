@@ -87,10 +87,10 @@ def verified(kernels: Kernels, device: torch.device, dtype: torch.dtype, size: i
         for each, projected, flat in zip(shapes, joined, pools, strict=True):
             queries = projected[:, : each.heads * each.head_dim].view(-1, each.heads, each.head_dim)
             scale = each.head_dim**-0.5
-            for mask in (None, seen):
+            for mask, order in ((None, None), (seen, None), (None, index)):
                 results.append(
                     kernel(
-                        queries, flat, each.kv_heads, slots, each.window, mask, SLOTS, scale, each.softcap, None
+                        queries, flat, each.kv_heads, slots, each.window, mask, SLOTS, scale, each.softcap, None, order
                     )
                 )  # fmt: skip
         return results
@@ -103,6 +103,7 @@ def verified(kernels: Kernels, device: torch.device, dtype: torch.dtype, size: i
     square = random(min(size, MOST_CHECKED), min(size, MOST_CHECKED))
     slots = torch.arange(SLOTS - 5, SLOTS, device=device)
     seen = (torch.rand(5, SLOTS, generator=generator) < 0.5).to(device)
+    index = torch.stack([torch.randperm(SLOTS, generator=generator) for _ in range(5)]).to(device)
     seen[:, 0] = True
     seen &= torch.arange(SLOTS, device=device) <= slots[:, None]
     joined = [random(5, (each.heads + 2 * each.kv_heads) * each.head_dim) for each in shapes]

@@ -170,6 +170,10 @@ class BatchAttention:
             self.masks[window, group] = mask if group == 1 else mask.repeat_interleave(group, dim=2)
         self.angles = forward.angles(self.stop).take(positions.view(-1)[self.fed])
 
+    @property
+    def cache(self) -> BatchAttention:
+        return self
+
     def attend(self, block: Block, queries: Tensor, fresh: Tensor | None) -> Tensor:
         spec = block.spec
         kv = self.pool.buffers.values[spec.store, :, :, : spec.kv_width]

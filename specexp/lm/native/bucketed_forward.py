@@ -16,11 +16,13 @@ from torch import Tensor
 
 from specexp.lm.blocks.block import Block
 from specexp.lm.blocks.rotary import Angles
+from specexp.lm.kernels.ordered_attention import slots_by_position
 from specexp.lm.kernels.table import Kernels
 from specexp.lm.model import Branches
 from specexp.lm.native.attention import additive, grouped, tree_attention, window_mask
 from specexp.lm.native.kv_cache import Pool
 from specexp.lm.native.native_forward import NativeForward
+from specexp.lm.native.ordered_cache import OrderedCache
 
 
 class BucketForward:
@@ -39,7 +41,7 @@ class BucketForward:
     def chain(self, tokens: Tensor, start: Tensor) -> Tensor:
         """Final hidden states [N, D] of a chain tokens[N] fed from slot start[1] on."""
         slots = start + self._columns[: tokens.shape[0]]
-        if self._forward.kernels.attends:  # which compute the masks from the slots
+        if self._forward.invariant or self._forward.kernels.attends:  # which compute the masks from the slots
             return self._run(tokens, slots, slots, None)
         seen = self._columns <= slots[:, None]
         masks = {
@@ -49,8 +51,11 @@ class BucketForward:
         return self._run(tokens, slots, slots, masks)
 
     def tree(self, tokens: Tensor, start: Tensor, positions: Tensor, seen: Sequence[Tensor]) -> Tensor:
-        """Final hidden states [N, D] of tokens[N] fed from slot start[1] on, at positions[N]; seen[N, C] per window."""
+        """Final hidden states [N, D] of tokens[N] fed from slot start[1] on, at positions[N]; seen[N, C] per window, or
+        of an invariant forward the one index[N, C]."""
         slots = start + self._columns[: tokens.shape[0]]
+        if self._forward.invariant:
+            return self._ordered(tokens, slots, positions, seen[0])
         return self._run(tokens, slots, positions, dict(zip(kinds(self._forward), seen, strict=True)))
 
     def logits(self, x: Tensor) -> Tensor:
@@ -58,12 +63,20 @@ class BucketForward:
         return self._forward.logits(x)[:, : self._num_valid_ids]
 
     def _run(self, tokens: Tensor, slots: Tensor, positions: Tensor, seen: Mapping[int, Tensor] | None) -> Tensor:
+        if self._forward.invariant:
+            return self._ordered(tokens, slots, positions, None)
         cache: Bucket | KernelBucket
         if self._forward.kernels.attends:
             cache = KernelBucket(self._forward.kernels, self._flat, self._states, slots, self._bucket, seen)
         else:
             assert seen is not None
             cache = Bucket(self._forward, self._flat, self._split, self._states, slots, seen)
+        return self._forward(tokens, self._angles.take(positions), cache)
+
+    def _ordered(self, tokens: Tensor, slots: Tensor, positions: Tensor, index: Tensor | None) -> Tensor:
+        cache = OrderedCache(
+            self._forward.kernels, self._flat, self._states, slots, positions, index, self._bucket, slots.shape[0]
+        )
         return self._forward(tokens, self._angles.take(positions), cache)
 
 
@@ -143,11 +156,16 @@ def kinds(forward: NativeForward) -> list[int]:
 def tree_masks(
     forward: NativeForward, start: int, num: int, branches: Branches, size: int, bucket: int
 ) -> tuple[list[Tensor], Tensor]:
-    """Masks [size, bucket] of the tokens in slots start .. start + num - 1, one per window, and their positions.
+    """Masks [size, bucket] of the tokens in slots start .. start + num - 1, one per window, and their positions; of an
+    invariant forward one index in place of the masks.
 
     Both are on the host, where the tree is. Padding attends to the first slot: an empty mask row would give NaN.
     """
     sees, at = tree_attention(start, num, branches)
+    if forward.invariant:
+        index = torch.zeros(size, bucket, dtype=torch.int64)
+        index[:num, : start + num] = slots_by_position(sees, at)
+        return [index], at[start:]
     masks = []
     for window in kinds(forward):
         mask = torch.zeros(size, bucket, dtype=torch.bool)
@@ -155,6 +173,12 @@ def tree_masks(
         mask[num:, 0] = True
         masks.append(mask)
     return masks, at[start:]
+
+
+def tree_inputs(forward: NativeForward, size: int, bucket: int) -> list[Tensor]:
+    """Zeros in the form of what `tree_masks` gives."""
+    kind, number = (torch.int64, 1) if forward.invariant else (torch.bool, len(kinds(forward)))
+    return [torch.zeros(size, bucket, dtype=kind, device=forward.device) for _ in range(number)]
 
 
 def repeated(mask: Tensor, group: int) -> Tensor:

@@ -30,7 +30,7 @@ from specexp.decoding.rng import HashRng, Rng
 from specexp.decoding.tensor_tree import TreeSizes
 from specexp.lm.model import Branches, Session, in_pieces
 from specexp.lm.native import tree_graphs
-from specexp.lm.native.bucketed_forward import BucketForward, kinds, tree_masks
+from specexp.lm.native.bucketed_forward import BucketForward, tree_inputs, tree_masks
 from specexp.lm.native.graph_capture import Capture, Recording, Recordings
 from specexp.lm.native.kv_cache import NativeSession, Pool
 from specexp.lm.native.recorded_draft import chain_recording, ends_early, numbers_of, recording_of
@@ -200,7 +200,7 @@ class Graphs:
             x = forward.tree(tokens, start, positions, masks)
             return x, forward.logits(x)
 
-        masks = [self.zeros(size, bucket, dtype=torch.bool) for _ in kinds(self._forward)]
+        masks = tree_inputs(self._forward, size, bucket)
         return Recording(run, (self.zeros(size), self.zeros(1), self.zeros(size), *masks))
 
     def _drafting(self, size: int, bucket: int, ask: Draft) -> Recording:

@@ -58,11 +58,11 @@ class GraphPools:
         """Return empty sessions with at least `capacity` slots each, which can be fed together.
 
         Several use free buffers of as many rows, or new ones, which replace the free ones. More rows than recordings
-        have are fed as they come.
+        have are fed as they come, and so are those of an invariant forward.
         """
         if count == 1:
             return [self.session(capacity)]
-        if count > ROWS[-1]:
+        if count > ROWS[-1] or self._forward.invariant:
             pool = Pool.empty(self._forward, count, capacity, self._num_valid_ids)
             return [NativeSession(pool, row) for row in range(count)]
         free = [graphs for graphs in self.batches if not graphs.lent]

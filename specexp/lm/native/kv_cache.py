@@ -13,7 +13,7 @@ hidden size.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -23,8 +23,9 @@ from torch import Tensor
 from specexp.lm.blocks.rotary import Angles
 from specexp.lm.model import CHUNK, Branches, Feed, Session, in_pieces
 from specexp.lm.native.attention import BatchAttention, SingleRowAttention, additive, tree_attention
-from specexp.lm.native.native_forward import NativeForward
-from specexp.lm.threads import Threads, fastest
+from specexp.lm.native.native_forward import Cache, NativeForward
+from specexp.lm.native.ordered_cache import OrderedBatch, row_cache
+from specexp.lm.threads import Threads
 from specexp.lm.transfer import integers, to_device
 
 LEAST = 64
@@ -171,9 +172,10 @@ class Pool:
         """Feed several rows in one pass over the weights, by a recording if there is one."""
         if self.recordings is not None and (recorded := self.recordings.feed(self, feeds)) is not None:
             return recorded
-        forward, many = self.forward, BatchAttention(self, feeds)
+        forward = self.forward
+        many = OrderedBatch(self, feeds) if forward.invariant else BatchAttention(self, feeds)
         with Threads(forward.threads[True]):
-            x = forward(many.tokens, many.angles, many)
+            x = forward(many.tokens, many.angles, many.cache)
         for row, feed in feeds:
             self.lengths[row] += feed.tokens.shape[0]
         chosen = x.index_select(0, many.wanted)
@@ -220,6 +222,11 @@ class NativeSession:
         pool, forward = self.pool, self.pool.forward
         start, num = self.length, tokens.shape[0]
         angles, tree = forward.angles(start + num), None
+        if forward.invariant:
+            ordered = row_cache(pool, self.row, start, num, branches)
+            x = forward(tokens, angles.take(ordered.positions), ordered)
+            pool.lengths[self.row] = start + num
+            return x
         if branches is None:
             angles = angles.at(start, start + num)
         else:
@@ -241,7 +248,8 @@ class NativeSession:
 
     def step(self, tokens: Tensor, at: int, angles: Angles) -> Tensor:
         """The final hidden state [1, D] of one token in slot `at`."""
-        return self.pool.forward(tokens, angles.at(at, at + 1), SingleRowAttention(self.pool, self.row, at, 1))
+        make: Callable[..., Cache] = row_cache if self.pool.forward.invariant else SingleRowAttention
+        return self.pool.forward(tokens, angles.at(at, at + 1), make(self.pool, self.row, at, 1, None))
 
     def truncate(self, length: int, slots: Sequence[int] = ()) -> None:
         if slots:
@@ -265,22 +273,6 @@ class NativeSession:
     def follow(self, leader: Session) -> None:
         """Hold what `leader` holds, a session in the same buffers."""
         self.pool.lengths[self.row] = leader.length
-
-
-@torch.inference_mode()
-def tune(forward: NativeForward) -> None:
-    """Measure which thread counts are fastest for this forward, on a CPU, and use them."""
-    if forward.device.type != "cpu":
-        return
-    session = NativeSession(Pool.empty(forward, 1, LEAST), 0)
-
-    def feed(rows: int) -> None:
-        session.truncate(0)
-        session.feed(torch.zeros(rows, dtype=torch.int64), rows)
-
-    forward.threads = fastest(feed, torch.get_num_threads())
-    if forward.beyond is not None:
-        forward.beyond.threads = forward.threads
 
 
 @torch.inference_mode()

@@ -29,6 +29,7 @@ from specexp.lm.kernels.product_timing import shape_name
 from specexp.lm.kernels.reference import rotate
 from specexp.lm.kernels.table import Kernels
 from specexp.lm.kernels.verification import Heads, chosen_products, kernels_of
+from specexp.lm.native.ordered_cache import OrderedCache, by_tiles, rows_by_tiles
 
 NO_LIMIT = 1 << 30
 
@@ -56,15 +57,19 @@ class NativeForward:
     """The decoder stack. Rotary angles are cached for all positions used so far.
 
     The head gives the ids in `suppressed` a logit of minus infinity. Unless given, `kernels` are those that the device
-    and the model's shapes allow. Raises UndescribedError for a module whose description would be incomplete.
+    and the model's shapes allow. If it is `invariant`, a token's results do not depend on what is fed with it
+    (`ordered_cache.py`); `invariance.py` checks that. Raises UndescribedError for a module whose description would be
+    incomplete.
     """
 
-    def __init__(self, module: Any, suppressed: Sequence[int] = (), kernels: Kernels | None = None) -> None:
+    def __init__(
+        self, module: Any, suppressed: Sequence[int] = (), kernels: Kernels | None = None, invariant: bool = False
+    ) -> None:
         self.spec, parts, family = describe(module)
         self.embedding: Tensor = parts.embedding.weight
         self.dtype, self.device = self.embedding.dtype, self.embedding.device
         self.hidden_size = int(self.embedding.shape[1])
-        self.threads = (0, 0)  # for one row, for several; 0 is torch's own number (set by `kv_cache.tune`)
+        self.threads = (0, 0)  # for one row, for several; 0 is torch's own number (set by `tuning.tune`)
         # Layers whose outputs caches keep, for a draft that reads them; their number stands for the final states.
         self.kept: tuple[int, ...] = ()
         exact = self.dtype == torch.float32
@@ -84,7 +89,10 @@ class NativeForward:
         self._final_norm = loader.norm(parts.final_norm)
         self._layer_embeddings = loader.layer_embeddings(parts)
         self.head = self._head(parts.head, list(suppressed))
-        self.kernels = self._use_products(kernels, [*loader.linears, self.head])
+        linears = [*loader.linears, self.head]
+        self.kernels = self._use_products(kernels, linears, invariant)
+        self.invariant = invariant
+        self.tiled = invariant and not all(linear.is_chosen for linear in linears)
         # The different attention masks of the blocks, by window and group (`BlockSpec.mask`).
         self.masks = sorted({spec.mask for spec in self.spec.blocks})
         # The largest number of tokens of which a forward does without values on the host, and so can be recorded.
@@ -117,9 +125,10 @@ class NativeForward:
             bias[suppressed] = float("-inf")
         return Linear(weight, bias, self.packed)
 
-    def _use_products(self, kernels: Kernels, linears: Sequence[Linear]) -> Kernels:
-        """Let the product kernel compute where it is chosen to; the kernels with what there is to say of that."""
-        kernels, choices = chosen_products(kernels, [linear.weight for linear in linears])
+    def _use_products(self, kernels: Kernels, linears: Sequence[Linear], one_order: bool) -> Kernels:
+        """Let the product kernel compute where it is chosen to, with `one_order` in one order of sums for any number of
+        rows; the kernels with what there is to say of that."""
+        kernels, choices = chosen_products(kernels, [linear.weight for linear in linears], one_order)
         for linear in linears:
             choice = choices.get(shape_name(linear.weight))
             if kernels.product is not None and choice is not None:
@@ -132,6 +141,9 @@ class NativeForward:
 
     def logits(self, x: Tensor) -> Tensor:
         """Logits [N, V] in float32 of final hidden states [N, D]."""
+        return rows_by_tiles(self._logits, x) if self.tiled else self._logits(x)
+
+    def _logits(self, x: Tensor) -> Tensor:
         spec, result = self.spec, self.head(x)
         if spec.logit_multiplier != 1:
             result = result * spec.logit_multiplier
@@ -143,6 +155,12 @@ class NativeForward:
 
     def __call__(self, tokens: Tensor, angles: Angles, cache: Cache) -> Tensor:
         """Final hidden states [T, D], after the last norm, of tokens[T] at the positions of `angles`."""
+        if self.tiled:
+            assert isinstance(cache, OrderedCache)
+            return by_tiles(self._stack, tokens, angles, cache)
+        return self._stack(tokens, angles, cache)
+
+    def _stack(self, tokens: Tensor, angles: Angles, cache: Cache) -> Tensor:
         x = self.embedding.index_select(0, tokens)
         if self.spec.embedding_multiplier != 1:
             x.mul_(self.spec.embedding_multiplier)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from specexp.decoding.protocol import GrownTree, GrowTree
 from specexp.decoding.tensor_tree import TreeSizes, grow_tree
+from specexp.lm.kernels.ordered_attention import slots_by_position
 from specexp.lm.native.bucketed_forward import BucketForward, kinds
 from specexp.lm.native.graph_capture import Function, Recording
 from specexp.lm.native.kv_cache import Pool
@@ -67,10 +68,12 @@ class _TreeForward:
     def __init__(self, pool: Pool, bucket: int) -> None:
         self.own = BucketForward(pool, bucket)
         self.columns = torch.arange(bucket, device=pool.forward.device)
-        self._windows = kinds(pool.forward)
+        self._forward, self._windows = pool.forward, kinds(pool.forward)
 
     def run(self, tokens: Tensor, start: Tensor, positions: Tensor, seen: Tensor, at: Tensor) -> Tensor:
         """Final hidden states of tokens[N] from slot start[1] on, which attend to seen[N, C]; the slots are at[C]."""
+        if self._forward.invariant:
+            return self.own.tree(tokens, start, positions, [slots_by_position(seen, at)])
         masks = [seen & (at > positions[:, None] - window) if window else seen for window in self._windows]
         return self.own.tree(tokens, start, positions, masks)
 
