@@ -94,7 +94,7 @@ def test_wrong_shapes_are_all_reported_at_once(tmp_path: Path) -> None:
 def test_a_model_that_takes_no_trees_is_refused_before_anything_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
     from specexp.lm.hf import hf_model, loading
 
-    def loaded(*_: Any) -> hf_model.HFModel:
+    def loaded(*_: Any, **__: Any) -> hf_model.HFModel:
         model = hf_model.HFModel(build("llama", vocab_size=592, max_position_embeddings=512), "tiny", 592)
         model.module.config._attn_implementation_internal = "flash_attention_2"
         return model

@@ -534,7 +534,7 @@ FILE_BUGS: dict[tuple[str, ...], list[Bug]] = {
         Bug("rows of a batch read the first row", ORDERED_CACHE, "indices.append(index + row * capacity)", "indices.append(index)"),
         Bug("experts pass", INVARIANCE, "if any(block.experts_per_token for block in model.native.spec.blocks):", "if not model.native.spec.blocks:"),
         Bug("trees are not compared", INVARIANCE, "(differing := [each for each in compare(model) if each.num_differing])", "(differing := [each for each in compare(model, trees=()) if each.num_differing])"),
-        Bug("a product's residual is forgotten", "specexp.lm.blocks.linear", "or self.bias is not None or self.kernel is not None:", "or self.bias is not None:"),
+        Bug("one weight with a kernel takes the place of tiles", "specexp.lm.native.native_forward", "not all(linear.is_chosen for linear in linears)", "not any(linear.is_chosen for linear in linears)"),
     ],
     ("config/test_numerics.py",): [
         Bug("offloaded weights pass", "specexp.config.models", '"offload": (model.offload, "none"), "quantization"', '"quantization"'),
@@ -1182,7 +1182,7 @@ FORWARD_BUGS = [
     Bug("the MLP has attention's norm", BLOCK, "else self._norm_if_any(before_mlp)", "else self._norm_if_any(before_attention)"),
     Bug("the last norm is not applied", OWN, "return self._final_norm(x)", "return x"),
     Bug("the output projection's bias is dropped", BLOCK, "out=self._linear([attention.out])", "out=Linear(joined([attention.out])[0], None, self._pack)"),
-    Bug("few rows go without a bias", LINEAR, "num >= PACK_ROWS) or self.bias is not None or", "num >= PACK_ROWS) or"),
+    Bug("few rows go without a bias", LINEAR, "if (self.packed is not None and num >= PACK_ROWS) or self.bias is not None:", "if self.packed is not None and num >= PACK_ROWS:"),
     Bug("gate and up are exchanged", PARTS, '(("gate_proj", "up_proj"), "down_proj")', '(("up_proj", "gate_proj"), "down_proj")'),
     Bug("angles begin anew where their table grows", ROTARY, "positions = torch.arange(self._length, device", "positions = torch.arange(self._length) % CHUNK + torch.zeros(1, dtype=torch.int64, device"),
     Bug("the other half turns", ROTARY, "torch.stack([-sin, sin], axis)", "torch.stack([sin, -sin], axis)"),

@@ -309,7 +309,7 @@ class WeightsAreRead(Exception):
 
 @pytest.fixture
 def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
-    def read(*given: Any) -> None:
+    def read(*given: Any, **more: Any) -> None:
         raise WeightsAreRead
 
     monkeypatch.setattr("specexp.lm.hf.loading.load_model", read)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from helpers.simulated_pool import SimulatedPool, at_random
-from specexp.certify import certificate, certificate_config, chi_square, on_workers, places
+from specexp.certify import certificate, certificate_config, chi_square, invariance, on_workers, places
 from specexp.certify.certificate import ORACLE, Certificate
 from specexp.certify.certificate_config import CertificateConfig
 from specexp.certify.checks import INCONCLUSIVE, PASSED, Check
@@ -124,7 +124,7 @@ def test_what_was_lost_is_inconclusive_and_not_noted_so_that_a_resume_does_it_ag
     lost = {check.name: check for check in result.checks if check.verdict == INCONCLUSIVE}
     assert set(lost) == {PLAIN, EQUAL}
     assert all("Left out: prompt 'toy-1': 3 workers died at it" in check.sentence for check in lost.values())
-    assert [check.name for check in noted] == [NAME]
+    assert [check.name for check in noted] == [invariance.NAME, NAME]
 
 
 def test_lost_samples_are_no_test(monkeypatch: pytest.MonkeyPatch) -> None:
