@@ -158,7 +158,9 @@ def test_a_certificate(place: Place, workplace: Path, method: str) -> None:
     assert done.exit_code == 0, done.output
     checks = json.loads(Path("out", "certificate.json").read_text())["checks"]
     assert checks
-    assert {each["verdict"] for each in checks} <= {"passed", "does not apply"}, checks
+    # What logits depend on is said of any model, and judged of invariant ones.
+    judged = {each["verdict"] for each in checks if each["name"] != "invariance"}
+    assert judged <= {"passed", "does not apply"}, checks
 
 
 def test_advice_is_taken(place: Place, workplace: Path) -> None:
