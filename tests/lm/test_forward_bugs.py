@@ -57,7 +57,8 @@ def feeds(long: bool) -> Iterator[tuple[list[int], int, Any, list[int]]]:
     if long:
         yield tokens(500), 1, None, [539]  # past the end of the first table of angles
         yield tokens(3), 3, None, [20]
-        yield tokens(200), 20, None, [220]  # a piece from another start than the one before
+        yield tokens(200), 20, None, [21]
+        yield tokens(200), 20, None, [221]  # a piece from another start than the one before
 
 
 def checks() -> Iterator[str]:
@@ -130,13 +131,16 @@ def caught_up(model: Any, num: int) -> list[int]:
 
 
 def drafted(model: Any, drafts: bool = True) -> list[Any]:
-    """What the target says with itself as a draft, or plainly; with a buffer that has to grow for the second prompt."""
+    """What the target says with itself as a draft, or plainly; with a buffer that has to grow for the second prompt.
+
+    The third one needs recordings of the first and of the second.
+    """
     chain, rules, rng = module("decoding.chain"), module("decoding.rules"), module("decoding.rng")
     engine, warp = module("engine").Engine({"target": model, "draft": model}), rules.Warp()
     decoder = chain.Chain(chain.DraftModel(4), chain.Lossless(), warp)
     if not drafts:
         decoder = module("decoding.baseline").Baseline(warp)
-    prompts = (([5, 6, 7], 20), ([9, 8], 130), ([11, 12, 13, 14], 20))
+    prompts = (([5, 6, 7], 20), ([9, 8], 130), ([11, 12, 13, 14], 140))
     return [engine.generate(decoder, prompt, length, rng.CertainRng()) for prompt, length in prompts]
 
 
