@@ -96,6 +96,11 @@ def shown(value: object) -> str:
 
 
 def first_line(error: BaseException, otherwise: str | None = None) -> str:
-    """The first line of an exception's message; without one, `otherwise`, which defaults to its type's name."""
+    """The first line of an exception's message; without one, `otherwise`, which defaults to its type's name.
+
+    A line that ends with a colon says nothing yet: the last line comes with it, which of a traceback is the reason.
+    """
     lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__ if otherwise is None else otherwise
+    if not lines:
+        return type(error).__name__ if otherwise is None else otherwise
+    return lines[0] if len(lines) == 1 or not lines[0].endswith(":") else f"{lines[0]} {lines[-1].strip()}"

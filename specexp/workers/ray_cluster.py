@@ -31,6 +31,8 @@ from specexp.workers.settings import AUTO, LOCAL, WorkerSettings
 
 SHUTDOWN = 5.0  # seconds that workers may take to end
 CLIENT_PORT, KNOCK = 10001, 10.0  # Ray's default, and seconds that a cluster may take to answer
+# How often Ray's client asks the head for a server of its own, which a busy head may not have ready in Ray's 30 s.
+ATTEMPTS = 3
 PATIENCE = 600.0  # seconds that the first worker may take to start, its models included
 FEW = 32  # calls, of which one result is taken at a time: looking for others switches threads
 # Variables that a worker takes over from the command.
@@ -250,8 +252,15 @@ def _connect(settings: WorkerSettings) -> None:
         if settings.ray in (AUTO, LOCAL):
             ray.init(address="local", include_dashboard=False, **quiet)
         else:
-            _knock(settings.ray)
-            ray.init(address=settings.ray, **quiet)
+            for attempt in range(1, ATTEMPTS + 1):
+                _knock(settings.ray)
+                try:
+                    ray.init(address=settings.ray, **quiet)
+                    return
+                except ConnectionAbortedError:
+                    if attempt == ATTEMPTS:
+                        raise
+                    print(f"note: {settings.ray} has no server for this client yet; asking again.", file=sys.stderr)
     except (ConnectionError, RuntimeError, ValueError, OSError, TimeoutError, exceptions.RayError) as error:
         raise WorkerError(f"ray is {settings.ray}, which cannot be reached: {first_line(error)}. {_AT_EXIT}") from error
 

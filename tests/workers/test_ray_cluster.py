@@ -17,13 +17,14 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import mlflow
 import psutil
 import pytest
 
 from helpers.cli_runner import comparison_runs, records
 from helpers.fatal_job import FatalJob
 from helpers.started_server import free_port
-from specexp.errors import ModelError
+from specexp.errors import ModelError, WorkerError
 from specexp.workers.dispatch import Crew
 from specexp.workers.settings import WorkerSettings
 
@@ -50,6 +51,7 @@ def nodes() -> Iterator[Any]:
     # Nodes hand their environment to workers, which import what tests have pickled.
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT / "tests"), str(ROOT), before)))
     os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled"}
+    os.environ["RAY_CLIENT_SERVER_CHECK_CHANNEL_TIMEOUT_S"] = "120"  # a slow machine starts a client's server slowly
     cluster = Cluster()
     try:
         for port in (free_port(), None, None):
@@ -298,6 +300,37 @@ def test_labels_are_those_of_one_process_with_a_kill_and_without(where: str, nod
     assert not (workplace / "two/failures.json").exists()
 
 
+@pytest.mark.nightly
+def test_mlflow_runs_mining_on_a_cluster_from_outside(nodes: Any, workplace: Path) -> None:
+    finish(start("collect_labels", *MINED, "--output", "one"))
+    options = {
+        name.removeprefix("--").replace("-", "_"): value for name, value in zip(MINED[::2], MINED[1::2], strict=True)
+    }
+    options |= {"workers": "2", "ray": address(nodes, WHERE[1]), "output": str(workplace / "two")}
+    given = [part for name, value in options.items() for part in ("-P", f"{name}={value}")]
+    command = [
+        sys.executable,
+        "-m",
+        "mlflow",
+        "run",
+        str(ROOT),
+        "--env-manager",
+        "local",
+        "-e",
+        "collect_labels",
+        *given,
+    ]
+    environment = {**os.environ, "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])}
+    finish(subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
+    for name in ("labels.parquet", "features.safetensors", "config.json", "manifest.json"):
+        assert (workplace / "two" / name).read_bytes() == (workplace / "one" / name).read_bytes(), name
+    (run,) = mlflow.search_runs(
+        search_all_experiments=True, filter_string="tags.mlflow.project.entryPoint != ''"
+    ).run_id
+    assert mlflow.get_run(run).info.status == "FINISHED"
+    assert mlflow.get_run(run).data.params["workers"] == "2"
+
+
 def test_a_cluster_that_cannot_be_reached_is_one_sentence(workplace: Path) -> None:
     process = start("evaluate", *TOY, "--workers", "2", "--ray", "127.0.0.1:1", "--output", "out")
     output = process.communicate()[0]
@@ -305,6 +338,33 @@ def test_a_cluster_that_cannot_be_reached_is_one_sentence(workplace: Path) -> No
     (line,) = [line for line in output.splitlines() if line.startswith("error:")]
     assert line.startswith("error: ray is 127.0.0.1:1, which cannot be reached: ")
     assert not (workplace / "out").exists()
+
+
+def test_a_head_that_is_slow_to_start_a_clients_server_is_asked_again(
+    nodes: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from ray.util.client.worker import Worker as Client
+
+    from specexp.workers.ray_cluster import ATTEMPTS, connected  # it imports Ray
+
+    reason = "RuntimeError: Proxy failed to Connect to backend!"
+    asked, server_init = [0], Client._server_init
+
+    def slow(client: Any, *arguments: Any, **options: Any) -> None:
+        asked[0] += 1
+        if asked[0] % (ATTEMPTS + 1):
+            raise ConnectionAbortedError(f"Initialization failure from server:\nTraceback:\n{reason}\n")
+        server_init(client, *arguments, **options)
+
+    monkeypatch.setattr(Client, "_server_init", slow)
+    settings = WorkerSettings(1, address(nodes, WHERE[1]))
+    refused = pytest.raises(WorkerError, match=f"cannot be reached: Initialization failure from server: {reason}")
+    with refused, connected(settings, FatalJob(-1)):
+        pass
+    asked[0] = 1
+    with connected(settings, FatalJob(-1)) as pool:
+        assert next(iter(Crew(pool, 1).do([3]))).result == 9
+    assert capsys.readouterr().err.count("asking again") == 2 * (ATTEMPTS - 1)
 
 
 def test_more_workers_than_this_machine_has_are_refused(workplace: Path) -> None:
