@@ -91,7 +91,8 @@ class Linear:
             return self(x).mul_(multiplier).add_(residual) if multiplier != 1 else self(x).add_(residual)
         if self.compiled and (more := primitive_rows(num) - num):
             x, residual = pad(x, (0, 0, 0, more)), pad(residual, (0, 0, 0, more))
-        return torch.addmm(residual, x, self.transposed, alpha=multiplier)[:num]
+            return torch.addmm(residual, x, self.transposed, alpha=multiplier)[:num]
+        return torch.addmm(residual, x, self.transposed, alpha=multiplier)
 
 
 def joined(parts: Sequence[Any]) -> tuple[Tensor, Tensor | None]:
