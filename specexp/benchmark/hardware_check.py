@@ -23,6 +23,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from specexp.benchmark import hardware_table, peers
 from specexp.benchmark.contenders import timed
+from specexp.benchmark.numerics_check import NumericsCheck
 from specexp.benchmark.peers import Peer
 from specexp.benchmark.shapes import SHAPES
 from specexp.decoding.baseline import Baseline
@@ -33,7 +34,7 @@ from specexp.decoding.rules import Warp
 from specexp.decoding.specexec import SpecExec
 from specexp.engine import Engine, Request
 from specexp.engine.request_state import Decoder
-from specexp.errors import first_line
+from specexp.errors import ModelError, first_line
 from specexp.lm.hf.hf_model import HFModel
 from specexp.lm.hf.loading import DTYPES
 from specexp.lm.model import Model
@@ -110,6 +111,8 @@ def measure(check: HardwareCheck) -> dict[str, Any]:
     for name, work in _further(models, ids, check, result).items():
         try:
             numbers[name] = work()
+        except ModelError as error:
+            failed[name] = first_line(error)
         except (RuntimeError, MemoryError) as error:
             if not is_exhausted(error):
                 raise
@@ -158,15 +161,16 @@ def _described(check: HardwareCheck) -> dict[str, Any]:
 
 
 def _table(numbers: Mapping[str, float | None], failed: Mapping[str, str], check: HardwareCheck) -> dict[str, Any]:
-    lines = hardware_table.quantities(numbers, failed, check.gamma)
+    lines = hardware_table.quantities(numbers, failed, check.gamma, 2 * check.context)
     wanted = {"share_of_copy": 0.85, "v(5)": 1.05, "round_over_parts": 1.03}
     return {"wanted": wanted, "table": [line.as_json() for line in lines], "lines": [line.line() for line in lines]}
 
 
 def _further(
-    models: Mapping[Role, Model], ids: Sequence[int], check: HardwareCheck, costs: call_costs.Costs
+    models: Mapping[Role, HFModel], ids: Sequence[int], check: HardwareCheck, costs: call_costs.Costs
 ) -> dict[str, Callable[[], float]]:
-    """What is measured after the calls, by name: rounds of trees and their forwards, and several prompts together."""
+    """What is measured after the calls, by name: rounds of trees and their forwards, several prompts together, and the
+    same with invariant numerics."""
     result: dict[str, Callable[[], float]] = {}
     for tree in hardware_table.TREES:
         decoder = SpecExec(tree.nodes, tree.depth, Warp(), parallel_branches=tree.branches)
@@ -175,7 +179,15 @@ def _further(
     chain: Decoder = Chain(DraftModel(check.gamma), Lossless(), Warp())
     result["plain_together"] = partial(_round, models, Baseline(Warp()), ids, check, 0, hardware_table.ROWS)
     result["round_together"] = partial(_round, models, chain, ids, check, check.gamma, hardware_table.ROWS)
-    return result
+    tree, prompt = hardware_table.TREES[0], [*ids, *ids]
+    numerics = NumericsCheck(
+        models["target"],
+        prompt,
+        call_costs.TreeRound(tree.nodes, tree.depth, tree.branches),
+        lambda one: _round(one, Baseline(Warp()), ids, check, 0, hardware_table.ROWS),
+        check.repeats,
+    )
+    return {**result, **numerics.costs()}
 
 
 def _forwards(costs: call_costs.Costs, tree: hardware_table.CheckedTree) -> float:

@@ -64,7 +64,9 @@ def ratio(value: float | None, by: float | None) -> float | None:
     return None if value is None or not by else value / by
 
 
-def quantities(numbers: Mapping[str, float | None], failed: Mapping[str, str], gamma: int) -> list[Quantity]:
+def quantities(
+    numbers: Mapping[str, float | None], failed: Mapping[str, str], gamma: int, prompt: int = 1024
+) -> list[Quantity]:
     """The table, from seconds and ratios by name (see `hardware_check.numbers_of`) and reasons by the same names."""
 
     def line(
@@ -103,6 +105,10 @@ def quantities(numbers: Mapping[str, float | None], failed: Mapping[str, str], g
         line("  / one prompt's step", "plain_together", "plain_step", at_most=1.25),
         line(f"{ROWS} prompts together: chain round", "round_together", ms=True),
         line("  / one prompt's round", "round_together", "round", at_most=1.4),
+        line("invariant numerics: plain step / fastest", "invariant_step", at_most=1.04),
+        line(f"  tree of {TREES[0].nodes} nodes / fastest", "invariant_tree"),
+        line(f"  {ROWS} prompts together, plain step / fastest", "invariant_together"),
+        line(f"  prompt of {prompt:,} tokens / fastest", "invariant_prompt"),
         line("generate(), a token", "generate", ms=True),
         line("generate() compiled, a token", "generate_compiled", ms=True),
     ]

@@ -11,13 +11,13 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from specexp.lm.blocks import linear
-from specexp.lm.blocks.linear import Linear, primitive_rows
+from specexp.lm.blocks.linear import Linear, joined, primitive_rows
 
 IN, OUT = 256, 320  # as many values as are packed
 NUMBERS = (1, 2, 3, 5, 17, 18, 21, 30, 33, 34, 64, 100)
 GROWTH = """
 import ctypes, torch
-from specexp.lm.blocks.linear import Linear
+from specexp.lm.blocks.linear import joined, Linear
 class Info(ctypes.Structure):
     _fields_ = [(name, ctypes.c_size_t) for name in "arena o s h hblkhd us fs used free keep".split()]
 libc = ctypes.CDLL(None)
@@ -88,6 +88,23 @@ def test_products_have_few_numbers_of_rows_and_are_right(dtype: torch.dtype, bia
         expected = [exact, exact + residual.double(), 2 * exact + residual.double()]
         assert all(each.shape == (num, OUT) for each in made)
         assert all(float((a - b).abs().max()) < near for a, b in zip(made, expected, strict=True))
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_weights_are_joined_once(bias: bool) -> None:
+    parts = [torch.nn.Linear(4, size, bias=bias) for size in (3, 2, 5)]
+    before = [part(torch.ones(4)).tolist() for part in parts]
+    (weight, first), (again, second) = joined(parts), joined(parts)
+    assert again.data_ptr() == weight.data_ptr()
+    assert torch.equal(again, weight)
+    assert first is None if not bias else torch.equal(first, second)
+    assert [part(torch.ones(4)).tolist() for part in parts] == before
+    # Neither in another order, nor some of them, nor rows that are not next to each other.
+    assert torch.equal(joined([parts[1], parts[0]])[0], torch.cat([weight[3:5], weight[:3]]))
+    apart = [torch.nn.Linear(4, 2, bias=False) for _ in range(2)]
+    rows = torch.randn(6, 4)
+    apart[0].weight.data, apart[1].weight.data = rows[:2], rows[4:]
+    assert torch.equal(joined(apart)[0], torch.cat([rows[:2], rows[4:]]))
 
 
 def test_where_nothing_is_compiled_rows_are_as_they_come() -> None:

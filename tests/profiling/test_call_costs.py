@@ -77,6 +77,14 @@ def test_without_a_draft_none_is_measured() -> None:
         _ = costs.c
 
 
+def test_trees_without_a_draft_are_verified_alone() -> None:
+    target = SlowToy()
+    costs = measure({"target": target}, IDS, [], [TreeRound(12, 3, 4)], clock=lambda: target.now[0])
+    assert (costs.draft_step, costs.tree_draft) == (None, {})
+    assert costs.tree_target == pytest.approx({13: 2.8})
+    assert costs.v_tree(13) == pytest.approx(2.8 / 1.1)
+
+
 def test_trees_alone_have_a_draft_step_and_a_plain_one_too() -> None:
     target, draft = pair()
     trees: Sequence[TreeRound] = [TreeRound(2, 1, 4)]

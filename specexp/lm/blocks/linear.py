@@ -96,11 +96,15 @@ class Linear:
 
 
 def joined(parts: Sequence[Any]) -> tuple[Tensor, Tensor | None]:
-    """Join several linear modules into one weight [sum of out, in] and bias; the modules' own become views of it."""
+    """Join several linear modules into one weight [sum of out, in] and bias; the modules' own become views of it.
+
+    Weights that were joined before stay where they are, so that a second forward of a module takes no more memory.
+    """
     with torch.no_grad():
         if len(parts) == 1:
             return parts[0].weight.detach(), None if parts[0].bias is None else parts[0].bias.detach()
-        weight = torch.cat([part.weight for part in parts])
+        before = _shared([part.weight.detach() for part in parts])
+        weight = torch.cat([part.weight for part in parts]) if before is None else before
         biased = [part for part in parts if part.bias is not None]
         bias = torch.zeros_like(weight[:, 0]) if biased else None
         start = 0
@@ -112,3 +116,14 @@ def joined(parts: Sequence[Any]) -> tuple[Tensor, Tensor | None]:
                 part.bias.data = bias[start:stop]
             start = stop
     return weight, bias
+
+
+def _shared(weights: Sequence[Tensor]) -> Tensor | None:
+    """The tensor of which the weights[out, in] are the consecutive rows; None if they lie elsewhere."""
+    first, place, size = weights[0], weights[0].storage_offset(), weights[0].shape[1]
+    for weight in weights:
+        apart = weight.untyped_storage().data_ptr() != first.untyped_storage().data_ptr()
+        if apart or not weight.is_contiguous() or weight.storage_offset() != place or weight.shape[1] != size:
+            return None
+        place += weight.numel()
+    return first.as_strided((sum(weight.shape[0] for weight in weights), size), (size, 1))
