@@ -20,6 +20,7 @@ from specexp.lm.model import Model
 from specexp.lm.native import invariance
 from specexp.profiling import call_costs
 
+TURNS = 2  # of what takes seconds: prompts, and several prompts together
 Together = Callable[[Mapping[Role, Model]], float]  # seconds of a plain step of several prompts together
 
 
@@ -74,5 +75,5 @@ class NumericsCheck:
 
     def _ratio(self, measure: Callable[[HFModel], float]) -> float:
         """The median of `measure` with invariant numerics / with fastest; the first turn of each is left out."""
-        turns = [[measure(model) for model in self._twins] for _ in range(self._repeats + 1)][1:]
+        turns = [[measure(model) for model in self._twins] for _ in range(TURNS + 1)][1:]
         return median(turn[1] for turn in turns) / median(turn[0] for turn in turns)

@@ -33,7 +33,7 @@ def test_every_cost_is_measured_on_the_same_weights() -> None:
         asked.append(models)
         return 1.0 if len(asked) % 2 else 3.0
 
-    costs = check(model, together, 2).costs()
+    costs = check(model, together).costs()
     assert all(costs[name]() > 0 for name in ("invariant_step", "invariant_tree", "invariant_prompt"))
     assert costs["invariant_together"]() == 3.0
     fastest, invariant = asked[0]["target"], asked[1]["target"]
@@ -41,7 +41,7 @@ def test_every_cost_is_measured_on_the_same_weights() -> None:
     assert invariant.native.invariant
     assert not model.native.invariant
     assert weights(invariant.native) == weights(model.native)
-    assert [each["target"] for each in asked] == [fastest, invariant] * 3, "by turns, the first turn to warm up"
+    assert [each["target"] for each in asked] == [fastest, invariant] * 3, "by turns, the first ones to warm up"
 
 
 def weights(forward: NativeForward) -> set[int]:
