@@ -110,7 +110,7 @@ class CallBench:
             yield from self._grown(tree, *both)
             self._rewind()
             return
-        if tree.depth > 1:
+        if tree.depth > 1 and "draft" in self._sessions:
             self._timed("draft", [1])
             levels = [_levels(base, tree.width * i, tree.width) for i in range(1, tree.depth)]
             yield ("tree_draft", tree.width), self._timed("draft", [tree.width] * len(levels), levels)
