@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 import shutil
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,18 +61,8 @@ def shares_storage(needed: int, available: int) -> bool:
     return needed > MOST_OF_MEMORY * available
 
 
-def build(
-    shape: str,
-    device: str,
-    dtype: str,
-    kind: str,
-    memory: float,
-    available: Callable[[str, str], int] | None = None,
-) -> OffloadedTarget:
-    """The target of a shape; `kind` is cpu or disk, and `memory` GiB of its layers stay on the device.
-
-    `available` gives the free bytes of a kind's place (see `available_bytes`, which is the default).
-    """
+def build(shape: str, device: str, dtype: str, kind: str, memory: float) -> OffloadedTarget:
+    """The target of a shape; `kind` is cpu or disk, and `memory` GiB of its layers stay on the device."""
     config = AutoConfig.for_model(**SHAPES[shape]["target"], bos_token_id=1, eos_token_id=None, pad_token_id=0)
     offload = Offload(kind, torch.device(device), memory)
     module = _empty(config, dtype, offload.device)
@@ -81,7 +71,7 @@ def build(
     sizes = [_size(module.get_submodule(name)) for name in layers]
     stay = resident_layers(sizes, int(memory * 2**30))
     needed = sum(size for number, size in enumerate(sizes) if number not in stay)
-    free = (available or available_bytes)(kind, offload.folder)
+    free = available_bytes(kind, offload.folder)
     shared = shares_storage(needed, free)
 
     weights = DrawnWeights(module, layers, offload.device)
