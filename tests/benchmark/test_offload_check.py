@@ -211,6 +211,16 @@ def test_copies_and_bytes_of_a_call_are_counted_with_shared_layers_and_without(
     assert "the layers share storage" not in offload_check.table(results[0])
 
 
+def test_layers_on_disk_are_also_read_alone(small: OffloadCheck) -> None:
+    result = offload_check.measure(replace(small, offload="disk", repeats=0))
+    table = measured(result)
+    assert all(each["measured"] > 0 for each in table.values())
+    assert table["those bytes read from disk"]["measured"] * 1e9 == pytest.approx(result["read_bytes_per_second"])
+    slower = min(result["read_bytes_per_second"], result["copy_bytes_per_second"])
+    assert result["seconds"]["transfer"] == pytest.approx(4 * layer_bytes(4) / slower)
+    assert (result["copies_per_call"], result["bytes_per_call"]) == (4, 4 * layer_bytes(4))
+
+
 def test_both_ways_of_offloading_are_timed_in_turns(small: OffloadCheck, monkeypatch: pytest.MonkeyPatch) -> None:
     log: list[tuple[str, int]] = []
     run = HFModel.run_module
@@ -330,6 +340,13 @@ def test_the_best_tree_has_the_most_probable_nodes(acceptance: float) -> None:
     assert grown == sorted(grown)
     tree = best_tree(acceptance, 2048)
     assert tree.round.width * tree.depth >= 2048 > (tree.round.width - 1) * tree.depth
+
+
+def test_the_page_on_gpus_says_what_trees_give() -> None:
+    small, large = best_tree(0.8, 16), best_tree(0.8, 2048)
+    said = f"16 nodes on {small.depth} levels give {small.expected:.1f} tokens, 2,048 on {large.depth} give"
+    text = " ".join((Path(__file__).resolve().parents[2] / "docs" / "gpu.md").read_text().split())
+    assert f"{said} {large.expected:.1f}." in text
 
 
 def test_a_file_is_read_to_the_host_whatever_device_computes() -> None:
