@@ -37,8 +37,8 @@ LLAMA_SERVER := .real/llama_server
 RAY := .real/ray
 TRITON := .real/triton
 # Flows, recordings and trees on the device, masks, and what a large model costs.
-GPU_TESTS := tests/gpu tests/lm/test_graphs.py tests/lm/test_round_counts.py tests/lm/test_device_trees.py tests/lm/test_mask_alignment.py \
-	tests/benchmark/test_hardware_check.py
+GPU_TESTS := tests/gpu tests/lm/test_graphs.py tests/lm/test_round_counts.py tests/lm/test_device_trees.py \
+	tests/lm/test_mask_alignment.py tests/benchmark/test_hardware_check.py tests/benchmark/test_offload_check.py
 DOCKER ?= docker
 # Two tests at a time, each on one thread: these models are too small to share one forward among cores.
 PYTEST := OMP_NUM_THREADS=1 pytest -n 2

@@ -59,9 +59,8 @@ class HardwareCheck:
     compiled: bool = True
 
 
-def build(check: HardwareCheck) -> dict[Role, HFModel]:
-    """The pair of models, with random weights."""
-    roles: tuple[Role, ...] = ("target", "draft")
+def build(check: HardwareCheck, roles: Sequence[Role] = ("target", "draft")) -> dict[Role, HFModel]:
+    """The models of these roles, with random weights."""
     models: dict[Role, HFModel] = {}
     for role in roles:
         torch.manual_seed(len(models))
@@ -118,7 +117,7 @@ def measure(check: HardwareCheck) -> dict[str, Any]:
                 raise
             failed[name] = f"memory does not suffice: {first_line(error)}"
     return {
-        **_described(check),
+        **described(check),
         "models": {role: model.facts() for role, model in models.items()},
         "copy_bytes_per_second": at.copy_large,
         "copy_bytes_per_second_at_weights": at.copy_at_weights,
@@ -144,12 +143,12 @@ def unmeasured(check: HardwareCheck, reason: str) -> dict[str, Any]:
     """What `measure` would give, with every cell empty: nothing was built."""
     empty: dict[str, Any] = {"models": {}, "seconds": {}, "v": {}, "v_tree": {}}
     return {
-        **_described(check), **empty, "share_of_copy": None, "round_over_parts": None,
+        **described(check), **empty, "share_of_copy": None, "round_over_parts": None,
         **_table({}, {"all": reason}, check),
     }  # fmt: skip
 
 
-def _described(check: HardwareCheck) -> dict[str, Any]:
+def described(check: Any) -> dict[str, Any]:
     """What is measured, and by which versions."""
     driver = Path("/proc/driver/nvidia/version")
     return {
@@ -192,8 +191,7 @@ def _further(
 
 def _forwards(costs: call_costs.Costs, tree: hardware_table.CheckedTree) -> float:
     """Seconds of the forwards of a tree's round: the draft's at the root and on each further level, the target's."""
-    assert costs.draft_step is not None
-    return costs.draft_step + (tree.depth - 1) * costs.tree_draft[tree.branches] + costs.tree_target[tree.nodes + 1]
+    return costs.tree_round(call_costs.TreeRound(tree.nodes, tree.depth, tree.branches))
 
 
 def _round(

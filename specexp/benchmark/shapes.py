@@ -28,10 +28,16 @@ _TINY: Mapping[str, Any] = {
     "num_key_value_heads": 2,
     "max_position_embeddings": 512,
 }
-# Llama 3.1 8B and Llama 3.2 1B; Qwen3 8B and 0.6B; and a shape that a CPU can run in a test.
+_LLAMA_3_8B: Mapping[str, Any] = {
+    **_LLAMA_3,
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 32,
+}
+# Llama 3.1 8B and Llama 3.2 1B; Qwen3 8B and 0.6B; Llama 3.1 70B and 8B; and a shape that a CPU can run in a test.
 SHAPES: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     "llama-8b-1b": {
-        "target": {**_LLAMA_3, "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32},
+        "target": _LLAMA_3_8B,
         "draft": {
             **_LLAMA_3,
             "hidden_size": 2048,
@@ -58,8 +64,20 @@ SHAPES: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
             "tie_word_embeddings": True,
         },
     },
+    "llama-70b-8b": {
+        "target": {
+            **_LLAMA_3,
+            "hidden_size": 8192,
+            "intermediate_size": 28672,
+            "num_hidden_layers": 80,
+            "num_attention_heads": 64,
+        },
+        "draft": _LLAMA_3_8B,
+    },
     "tiny": {
-        "target": {**_TINY, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2},
+        # Of three layers or more, all come in each call: two have a buffer each.
+        "target": {**_TINY, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 4},
         "draft": {**_TINY, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1},
     },
 }
+ONLY_OFFLOADED = frozenset({"llama-70b-8b"})  # its target fits no single device

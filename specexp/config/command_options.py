@@ -10,7 +10,7 @@ from specexp.config.drafter import LONGEST_CHAIN
 from specexp.config.mining import FEATURE_DTYPES
 from specexp.config.parsers import EXECUTIONS
 from specexp.config.setting import Option, quoted
-from specexp.lm.runtime import DTYPES
+from specexp.lm.runtime import DTYPES, OFFLOADS
 
 BOOLEAN = "true or false"
 REQUIRED = "none: it must be given"
@@ -231,8 +231,9 @@ COMMAND_OPTIONS: dict[str, dict[str, Option]] = {
     },
     "speed_check": {
         "shape": Option(
-            "Choose the models' shape: llama-8b-1b, qwen3-8b-0.6b, tiny.", "`llama-8b-1b`, `qwen3-8b-0.6b`, `tiny`",
-            "llama-8b-1b"
+            "Choose the models' shape: llama-8b-1b, qwen3-8b-0.6b, llama-70b-8b, tiny.",
+            "`llama-8b-1b`, `qwen3-8b-0.6b`, `llama-70b-8b`, `tiny`", "llama-8b-1b",
+            more="`llama-70b-8b` needs `--offload`.",
         ),
         "device": Option(
             "Choose the device: cuda:0, cpu, ...", "a name", otherwise="cuda:0; for tiny, cpu where there is none"
@@ -241,7 +242,19 @@ COMMAND_OPTIONS: dict[str, dict[str, Option]] = {
             f"Choose the dtype: {', '.join(DTYPES)}.", quoted(DTYPES), "bfloat16"
         ),
         "gamma": Option("Set the draft length of a round.", "a whole number >= 1", "4"),
-        "compiled": Option("Also time generate() compiled.", BOOLEAN, "true"),
+        "compiled": Option("Also time generate() compiled.", BOOLEAN, "true", more="With `--offload` it is refused."),
+        "offload": Option(
+            "Offload the target's layers to cpu or disk, and measure its calls in place of those in memory.",
+            quoted(OFFLOADS), "none", more="[Offloaded layers](gpu.md#offloaded-layers) has the details.",
+        ),
+        "offload_memory": Option(
+            "Let so many GiB of the offloaded target's layers stay on the device.",
+            "a number >= 0 and below 1000000", otherwise="0: all of them come at each call",
+        ),
+        "acceptance": Option(
+            "Assume that a drafted token is accepted with this probability, for the tokens per second with offload.",
+            "a number above 0 and below 1", otherwise="0.8 with `--offload`",
+        ),
         "json": _JSON,
     },
     "train_pair": {

@@ -78,6 +78,15 @@ class Costs:
         """Target call on n positions, a tree's nodes and its root / on one."""
         return _between({**self.tree_target, 1: self.target[1]}, positions) / self.target[1]
 
+    def tree_drafts(self, tree: TreeRound) -> float:
+        """Seconds of the draft's calls that grow a measured tree: at the root, and on each further level."""
+        assert self.draft_step is not None, "no draft was measured"
+        return self.draft_step + ((tree.depth - 1) * self.tree_draft[tree.width] if tree.depth > 1 else 0.0)
+
+    def tree_round(self, tree: TreeRound) -> float:
+        """Seconds of the calls of a measured tree's round: the draft's, and the target's on its nodes and the root."""
+        return self.tree_drafts(tree) + self.tree_target[tree.nodes + 1]
+
 
 def _between(seconds: Mapping[int, float], positions: float) -> float:
     """Interpolate linearly; beyond the measured range, return the value at its end."""

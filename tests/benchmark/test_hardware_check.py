@@ -113,7 +113,7 @@ def test_only_rounds_with_room_for_a_whole_draft_are_timed(monkeypatch: pytest.M
 def test_wrong_settings_are_reported_together() -> None:
     done = run("--shape", "huge", "--dtype", "int3", "--gamma", "0")
     assert done.exit_code == 2
-    assert "shape is 'huge'; known: llama-8b-1b, qwen3-8b-0.6b, tiny." in done.output
+    assert "shape is 'huge'; known: llama-8b-1b, qwen3-8b-0.6b, llama-70b-8b, tiny." in done.output
     assert "dtype is 'int3'" in done.output
     assert "gamma is '0'; it must be a whole number >= 1." in done.output
 

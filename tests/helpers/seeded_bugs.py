@@ -478,6 +478,11 @@ TENSOR_TREE, TREE_GRAPHS, DEVICE_TREES = (
 
 TIMERS, CALL_BENCH = "specexp.profiling.timers", "specexp.profiling.call_bench"
 LAYER_STREAM = "specexp.lm.streaming.layer_stream"
+STREAMED_LAYERS = "specexp.lm.streaming.streamed_layers"
+ASSUMED, OFFLOAD_CHECK, OFFLOAD_MODELS, OFFLOAD_TABLE = (
+    "specexp.benchmark.assumed_acceptance", "specexp.benchmark.offload_check", "specexp.benchmark.offload_models",
+    "specexp.benchmark.offload_table",
+)  # fmt: skip
 
 FILE_BUGS: dict[tuple[str, ...], list[Bug]] = {
     ("profiling/test_timers.py",): [
@@ -490,6 +495,23 @@ FILE_BUGS: dict[tuple[str, ...], list[Bug]] = {
         Bug("the root's call is a level's", CALL_BENCH, "max(0.0, growth() - root())", "growth()"),
         Bug("trees on the device are timed by asks", CALL_BENCH, "if not (isinstance(draft, GrowsTrees) and isinstance(target, GrowsTrees)):", "if True:"),
         Bug("a tree is not rewound", CALL_BENCH, "            yield from self._grown(tree, *both)\n            self._rewind()\n", "            yield from self._grown(tree, *both)\n"),
+    ],
+    ("benchmark/test_offload_check.py",): [
+        Bug("the share is of one layer's bytes", OFFLOAD_TABLE, "ratio(self.bytes_per_call, min(ways))", "ratio(self.bytes_per_call / (self.copies_per_call or 1), min(ways))"),
+        Bug("the share is of the faster way", OFFLOAD_TABLE, "min(ways)", "max(ways)"),
+        Bug("the draft's calls cost nothing", OFFLOAD_TABLE, "self.expected / (self.draft + self.target)", "self.expected / self.target"),
+        Bug("every drafted token is accepted", ASSUMED, "return (1 - acceptance ** (gamma + 1)) / (1 - acceptance)", "return gamma + 1.0"),
+        Bug("a chain has no bonus", ASSUMED, "(1 - acceptance ** (gamma + 1))", "(1 - acceptance**gamma)"),
+        Bug("siblings are as likely as the first", ASSUMED, "negative * (1 - acceptance), level)", "negative, level)"),
+        Bug("the given acceptance is ignored", OFFLOAD_CHECK, "speeds = offload_table.speeds(numbers, check.acceptance, check.gamma)", "speeds = offload_table.speeds(numbers, 0.8, check.gamma)"),
+        Bug("layers share storage where memory suffices", OFFLOAD_MODELS, "return needed > MOST_OF_MEMORY * available", "return True"),
+        Bug("layers never share storage", OFFLOAD_MODELS, "return needed > MOST_OF_MEMORY * available", "return False"),
+        Bug("layers share storage in words alone", OFFLOAD_MODELS, "offload.stream(module, shared)", "offload.stream(module)"),
+        Bug("layers that stay are counted as needed", OFFLOAD_MODELS, "for number, size in enumerate(sizes) if number not in stay)", "for number, size in enumerate(sizes))"),
+        Bug("layers that stay come by the hooks", OFFLOAD_MODELS, "on_device if name in kept else place", "place"),
+        Bug("untimed calls are not counted", OFFLOAD_CHECK, "self._calls += 2 * ROW", "self._calls += ROW"),
+        Bug("accelerate's failure ends the command", OFFLOAD_CHECK, "ids, attempts, \"hooked\", any_error=True)", "ids, attempts, \"hooked\")"),
+        Bug("files are read to the device", STREAMED_LAYERS, "    slot.part._hf_hook.weights_map.dataset.device = \"cpu\"\n", ""),
     ],
     ("lm/test_streamed_layers.py",): [
         Bug("a layer computes before its copy", LAYER_STREAM, "        self._transport.wait_for(self._buffers[place].copied)\n", ""),

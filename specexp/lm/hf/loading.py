@@ -159,7 +159,7 @@ def load_model(
         offload = Offload.of(config)
         if offload:
             placement |= offload.placement(_empty(source, config))
-        with _quiet():
+        with quiet():
             module, result = _auto_class(hf_config).from_pretrained(
                 source.place, output_loading_info=True, **source.arguments, **options, **placement
             )
@@ -273,7 +273,7 @@ def _auto_class(hf_config: Any) -> Any:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Turn off transformers' progress bar, which would break up ours, and accelerate's messages about offloading."""
     shown = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()

@@ -61,14 +61,17 @@ class Offload:
         device = str(self.device) if self.kind == "disk" else self.device
         return {"device_map": self._places(empty, layers, device), "offload_folder": self.folder or None}
 
-    def stream(self, module: Any) -> None:
-        """Bring the layers of a loaded module while others compute, where that is done (see above)."""
+    def stream(self, module: Any, shared: bool = False) -> None:
+        """Bring the layers of a loaded module while others compute, where that is done (see above).
+
+        With `shared`, those in host memory have the first one's bytes: a measurement's, whose values do not matter.
+        """
         if self.device.type != "cuda" and self.memory is None:
             return
         kinds = set(module._no_split_modules or ())
         layers = [each for each in module.modules() if type(each).__name__ in kinds]
         memory = free_memory(self.device) if self.memory is None else int(self.memory * 2**30)
-        self.streamed = StreamedLayers(layers, self.device, self.kind == "disk", memory)
+        self.streamed = StreamedLayers(layers, self.device, self.kind == "disk", memory, shared)
 
     def _places(self, module: Any, layers: set[str], device: str | torch.device, prefix: str = "") -> dict[str, Any]:
         """The device map, by parts: each layer, and each largest part without layers, since no part may occur twice."""

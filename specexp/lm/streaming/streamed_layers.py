@@ -28,9 +28,14 @@ class Slot:
 
 
 class StreamedLayers:
-    """The offloaded layers of a module, `memory` bytes of which stay on the device."""
+    """The offloaded layers of a module, `memory` bytes of which stay on the device.
 
-    def __init__(self, layers: Sequence[Any], device: torch.device, on_disk: bool, memory: int) -> None:
+    `shared`: all that come have the first one's bytes in host memory (`HostMemory`).
+    """
+
+    def __init__(
+        self, layers: Sequence[Any], device: torch.device, on_disk: bool, memory: int, shared: bool = False
+    ) -> None:
         self.device, self._slots = device, [slots_of(layer) for layer in layers]
         packed = [PackedLayer.of({name: (s.empty, reader(s)) for name, s in each.items()}) for each in self._slots]
         self.resident = resident_layers([each.size for each in packed], memory)
@@ -42,14 +47,15 @@ class StreamedLayers:
                 slot.part._hf_hook.offload = False  # nothing is left for it to move
         self.transport: CudaTransport | HostTransport | None = None
         self.stream: LayerStream | None = None
+        self.coming = coming = {number: packed[number] for number in streamed}
         if not streamed:
             return
-        coming, cuda = {number: packed[number] for number in streamed}, device.type == "cuda"
+        cuda = device.type == "cuda"
         source: HostMemory | DiskAhead
         if on_disk:
             source = DiskAhead(coming, streamed, cuda, lambda event: event.synchronize() if cuda else None)
         else:
-            source = HostMemory(coming, cuda)
+            source = HostMemory(coming, cuda, shared)
             for number in streamed:
                 self._replace_host_copies(number, packed[number], source.flat[number])
         self.transport = CudaTransport(device, source, coming) if cuda else HostTransport(source, coming)
@@ -104,5 +110,6 @@ def slots_of(layer: Any) -> Mapping[str, Slot]:
 
 
 def reader(slot: Slot) -> Callable[[], Tensor]:
-    """Reads a weight from where accelerate keeps it: host memory, or a file."""
+    """Reads a weight from where accelerate keeps it: host memory, or a file, which it would read to the device."""
+    slot.part._hf_hook.weights_map.dataset.device = "cpu"
     return lambda: slot.part._hf_hook.weights_map[slot.name]

@@ -59,9 +59,20 @@ class PackedLayer:
 
 
 class HostMemory:
-    """Layers in host memory, pinned where a CUDA device reads them."""
+    """Layers in host memory, pinned where a CUDA device reads them.
 
-    def __init__(self, layers: Mapping[int, PackedLayer], pinned: bool) -> None:
+    With `shared`, the first layer's bytes are those of all layers, which must have the same size: for measurements of
+    models that the memory does not hold.
+    """
+
+    def __init__(self, layers: Mapping[int, PackedLayer], pinned: bool, shared: bool = False) -> None:
+        if shared:
+            first = next(iter(layers.values()))
+            assert {layer.size for layer in layers.values()} == {first.size}, "layers that share bytes differ in size"
+            flat = host_bytes(first.size, pinned)
+            first.fill(flat)
+            self.flat = dict.fromkeys(layers, flat)
+            return
         self.flat = {number: host_bytes(layer.size, pinned) for number, layer in layers.items()}
         for number, layer in layers.items():
             layer.fill(self.flat[number])
@@ -105,6 +116,7 @@ class CudaTransport:
         self._stream: Any = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         most = max(layer.size for layer in layers.values())
         self.buffers = [torch.empty(most, dtype=torch.uint8, device=device) for _ in range(BUFFERS)]
+        self.num_bytes = 0
 
     def copy(self, buffer: int, layer: int, after: Event | None) -> Event:
         host = self._source.take(layer)
@@ -115,6 +127,7 @@ class CudaTransport:
             self.buffers[buffer][:size].copy_(host[:size], non_blocking=True)
             event: Any = torch.cuda.Event()  # type: ignore[no-untyped-call]
             event.record(self._stream)
+        self.num_bytes += size
         self._source.copied(layer, event)
         return event
 
