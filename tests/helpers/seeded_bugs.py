@@ -477,7 +477,11 @@ TENSOR_TREE, TREE_GRAPHS, DEVICE_TREES = (
 )
 
 TIMERS, CALL_BENCH = "specexp.profiling.timers", "specexp.profiling.call_bench"
-LAYER_STREAM = "specexp.lm.streaming.layer_stream"
+LAYER_STREAM, STREAMED_LAYERS, TRANSPORTS = (
+    f"specexp.lm.streaming.{name}" for name in ("layer_stream", "streamed_layers", "transports")
+)
+OFFLOAD = "specexp.lm.hf.offload"
+HARDWARE_CHECK, HARDWARE_TABLE = "specexp.benchmark.hardware_check", "specexp.benchmark.hardware_table"
 
 FILE_BUGS: dict[tuple[str, ...], list[Bug]] = {
     ("profiling/test_timers.py",): [
@@ -485,6 +489,12 @@ FILE_BUGS: dict[tuple[str, ...], list[Bug]] = {
         Bug("each stretch is waited for", TIMERS, "        first, last = self._first, self._timer._recorded()\n", "        first, last = self._first, self._timer._recorded()\n        last.synchronize()\n"),
         Bug("milliseconds are seconds", TIMERS, "elapsed_time(last)) / 1e3", "elapsed_time(last))"),
         Bug("the clock is read before the device is done", TIMERS, "        self._wait()\n        seconds = self._clock() - self._start", "        seconds = self._clock() - self._start"),
+        Bug("events are in the wrong order", TIMERS, "float(first.elapsed_time(last))", "float(last.elapsed_time(first))"),
+        Bug("a stretch begins at its end", TIMERS, "first, last = self._first, self._timer._recorded()", "first = last = self._timer._recorded()"),
+        Bug("the first event is waited for", TIMERS, "            last.synchronize()\n", "            first.synchronize()\n"),
+        Bug("the clock starts before the device is done", TIMERS, "        self._wait()\n        return _ByClock(", "        return _ByClock("),
+        Bug("the clock is read when seconds are asked for", TIMERS, "        seconds = self._clock() - self._start\n        return lambda: seconds", "        return lambda: self._clock() - self._start"),
+        Bug("seconds are those of all calls", TIMERS, "return lambda: seconds() / calls", "return seconds"),
         Bug("models on a CPU are timed by events", TIMERS, "== \"cuda\":", "in (\"cuda\", \"cpu\"):"),
         Bug("a whole growth is a level", CALL_BENCH, "max(0.0, growth() - root()), tree.depth - 1)", "max(0.0, growth() - root()), 1)"),
         Bug("the root's call is a level's", CALL_BENCH, "max(0.0, growth() - root())", "growth()"),
@@ -498,6 +508,44 @@ FILE_BUGS: dict[tuple[str, ...], list[Bug]] = {
         Bug("the next layer is not sent for", LAYER_STREAM, "        if self._place(following) is None:", "        if False:"),
         Bug("the next call begins cold", LAYER_STREAM, "        following = self._layers[(self._layers.index(layer) + 1) % len(self._layers)]\n        if self._place(following)", "        following = self._layers[min(self._layers.index(layer) + 1, len(self._layers) - 1)]\n        if self._place(following)"),
         Bug("layers that stay take the buffers' memory", LAYER_STREAM, "memory - BUFFERS * max(sizes)", "memory"),
+        Bug("a layer computes from the other buffer", LAYER_STREAM, "        return place\n\n    def end", "        return (place + 1) % len(self._buffers)\n\n    def end"),
+        Bug("the next layer overwrites the one that computes", LAYER_STREAM, "self._fetch(following, (place + 1) % len(self._buffers))", "self._fetch(following, place)"),
+        Bug("the layer after the next one is sent for", LAYER_STREAM, "following = self._layers[(self._layers.index(layer) + 1) % len(self._layers)]\n        if self._place(following)", "following = self._layers[(self._layers.index(layer) + 2) % len(self._layers)]\n        if self._place(following)"),
+        Bug("the end of a layer is not noted", LAYER_STREAM, "self._buffers[place].computed, self._buffers[place].running = self._transport.computed(), False", "self._buffers[place].running = False"),
+        Bug("only layers that fit with room to spare stay", LAYER_STREAM, "if sum(sizes) <= memory:", "if sum(sizes) < memory:"),
+        Bug("the smallest layer counts", LAYER_STREAM, "max(0, memory - BUFFERS * max(sizes)) // max(sizes)", "max(0, memory - BUFFERS * min(sizes)) // min(sizes)"),
+        Bug("the first layers stay", LAYER_STREAM, "return [i * len(sizes) // count for i in range(count)]", "return list(range(count))"),
+        Bug("layers that stay are copied as well", STREAMED_LAYERS, "streamed = [number for number in range(len(layers)) if number not in self.resident]", "streamed = list(range(len(layers)))"),
+        Bug("parameters are those of the first buffer", STREAMED_LAYERS, "= views[buffer][name]", "= views[0][name]"),
+        Bug("weights stay between calls", STREAMED_LAYERS, "            slot.part._parameters[slot.name] = slot.empty\n", "            pass\n"),
+        Bug("layers in host memory are held twice", STREAMED_LAYERS, "table.dataset.state_dict[f\"{table.prefix}{slot.name}\"] = layer.weights[name].view(flat)", "pass"),
+        Bug("accelerate moves weights as well", STREAMED_LAYERS, "slot.part._hf_hook.offload = False  # nothing is left for it to move", "pass"),
+        Bug("offload_memory is in GB", OFFLOAD, "int(self.memory * 2**30)", "int(self.memory * 10**9)"),
+        Bug("layers stream on CUDA alone", OFFLOAD, "if self.device.type != \"cuda\" and self.memory is None:", "if self.device.type != \"cuda\":"),
+        Bug("layers take all of a device's memory", TRANSPORTS, "int(free * (1 - KEPT_FREE))", "int(free)"),
+    ],
+    ("lm/test_layer_transports.py",): [
+        Bug("a layer whose read failed is in its buffer", LAYER_STREAM, "buffer.layer = None  # until", "buffer.layer = layer  # until"),
+        Bug("a read that failed is that of another layer", LAYER_STREAM, "        self._reading = {other", "        for other, read in self._reading.items():\n            if read[0] == buffer:\n                read[1].result()\n        self._reading = {other"),
+        Bug("a layer that was given up is taken", LAYER_STREAM, "        self._reading = {other: read for other, read in self._reading.items() if read[0] != buffer}\n", ""),
+        Bug("a read is not waited for", LAYER_STREAM, "        filled.result()\n        return buffer", "        return buffer"),
+        Bug("a host buffer is read into while it is copied", LAYER_STREAM, "            if before is not None:\n                self._wait(before)\n", ""),
+        Bug("a host buffer waits for the copy out of the other one", LAYER_STREAM, "buffer, before = self._newest, self._copied[self._newest]", "buffer, before = self._newest, self._copied[self._newest - 1]"),
+        Bug("the layer that was copied is read again", LAYER_STREAM, "        following = self._layers[(self._layers.index(layer) + 1) % len(self._layers)]\n        if following not in", "        following = layer\n        if following not in"),
+        Bug("the disk is read ahead of the wrong layer", LAYER_STREAM, "following = self._layers[(self._layers.index(layer) + 1) % len(self._layers)]\n        if following not in", "following = self._layers[(self._layers.index(layer) + 2) % len(self._layers)]\n        if following not in"),
+        Bug("reading ahead ends with the last layer", LAYER_STREAM, "following = self._layers[(self._layers.index(layer) + 1) % len(self._layers)]\n        if following not in", "following = self._layers[min(self._layers.index(layer) + 1, len(self._layers) - 1)]\n        if following not in"),
+        Bug("one host buffer has all layers", LAYER_STREAM, "self._newest = (self._newest + 1) % len(self._copied)", "self._newest = 0"),
+        Bug("weights of a layer overlap", TRANSPORTS, "offset += -(-size // ALIGNED) * ALIGNED", "offset += size // ALIGNED * ALIGNED"),
+        Bug("weights of a layer are not aligned", TRANSPORTS, "offset += -(-size // ALIGNED) * ALIGNED", "offset += size"),
+        Bug("copies on a host are not noted", TRANSPORTS, "        self._source.copied(layer, True)\n", ""),
+        Bug("buffers have the size of the first layer", TRANSPORTS, "        most = max(layer.size for layer in layers.values())\n        self.buffers = [torch.empty(most, dtype=torch.uint8, device=device)", "        most = next(iter(layers.values())).size\n        self.buffers = [torch.empty(most, dtype=torch.uint8, device=device)"),
+        Bug("a copy does not wait for the layer before", TRANSPORTS, "        if after is not None:\n            self._stream.wait_event(after)\n", ""),
+        Bug("copies are in the stream of the calls", TRANSPORTS, "with torch.cuda.stream(self._stream):", "with torch.cuda.stream(torch.cuda.current_stream(self._device)):"),
+        Bug("a copy's event comes before the copy", TRANSPORTS, "            self.buffers[buffer][:size].copy_(host[:size], non_blocking=True)\n            event: Any = torch.cuda.Event()  # type: ignore[no-untyped-call]\n            event.record(self._stream)\n", "            event: Any = torch.cuda.Event()\n            event.record(self._stream)\n            self.buffers[buffer][:size].copy_(host[:size], non_blocking=True)\n"),
+        Bug("the host waits for copies", TRANSPORTS, "copy_(host[:size], non_blocking=True)", "copy_(host[:size])"),
+        Bug("copies wait for copies in place of calls", TRANSPORTS, "torch.cuda.current_stream(self._device).wait_event(copied)", "self._stream.wait_event(copied)"),
+        Bug("the end of a layer is noted in the stream of copies", TRANSPORTS, "        event.record(torch.cuda.current_stream(self._device))\n        return event", "        event.record(self._stream)\n        return event"),
+        Bug("the reader does not learn of a copy's event", TRANSPORTS, "        self._source.copied(layer, event)\n", ""),
     ],
     ("decoding/test_tensor_tree.py",): [
         Bug("a full tree's ties are expanded", TENSOR_TREE, "(self._scores > self._scores[-1:])", "(self._scores >= self._scores[-1:])"),
