@@ -8,6 +8,7 @@ import io
 import json
 import keyword
 import re
+import signal
 import subprocess
 import sys
 import tokenize
@@ -113,3 +114,17 @@ def test_a_bug_that_names_what_is_gone_is_found(tmp_path: Path) -> None:
     assert sorted(undefined(bugs, tmp_path)) == [
         "a variable that is gone", "an attribute of another part", "an attribute that is gone",
     ]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_tests_that_a_bug_makes_wait_for_ever_are_ended_and_do_not_count_as_failed(tmp_path: Path) -> None:
+    (tmp_path / "test_waiting.py").write_text("import threading\n\ndef test_it():\n    threading.Event().wait()\n")
+    code = "import json, sys; from helpers import run_seeded_bugs as r; print(json.dumps(r.run(*json.load(sys.stdin))))"
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        input=json.dumps([[str(tmp_path / "test_waiting.py")], asdict(NOTHING), "", 5]),
+        cwd=TESTS, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    ended, output = json.loads(result.stdout)
+    assert ended == -signal.SIGABRT
+    assert "in test_it" in output

@@ -88,9 +88,8 @@ def measure(check: HardwareCheck) -> dict[str, Any]:
         for _ in range(check.repeats + 1)
     ][1:]
     at, draft_at = (bandwidth.measure(models[role], check.context + 1) for role in ("target", "draft"))
-    assert result.draft_step is not None
     plain, whole = (median(each[name] for each in decoded) for name in ("plain", "round"))
-    parts = check.gamma * result.draft_step + result.target[check.gamma + 1]
+    parts = _chain_forwards(result, check.gamma)
     generated = _generate(models, ids, check)
     numbers: dict[str, float | None] = {
         "plain_step": plain,
@@ -187,6 +186,12 @@ def _further(
         check.repeats,
     )
     return {**result, **numerics.costs()}
+
+
+def _chain_forwards(costs: call_costs.Costs, gamma: int) -> float:
+    """Seconds of the forwards of a chain's round: gamma draft steps, and the target's call on what they drafted."""
+    assert costs.draft_step is not None
+    return gamma * costs.draft_step + costs.target[gamma + 1]
 
 
 def _forwards(costs: call_costs.Costs, tree: hardware_table.CheckedTree) -> float:

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,10 +18,11 @@ from helpers.cli_runner import invoke
 from helpers.fake_clock import Clock, ClockedToy
 from specexp.benchmark import hardware_check
 from specexp.benchmark.hardware_check import _forwards
-from specexp.benchmark.hardware_table import TREES, quantities
+from specexp.benchmark.hardware_table import NOT_FOR_RATIO, ROWS, TREES, quantities
 from specexp.decoding.baseline import Baseline
 from specexp.decoding.chain import Chain, DraftModel, Lossless
 from specexp.decoding.rules import Warp
+from specexp.profiling.bandwidth import BandwidthBound
 from specexp.profiling.call_costs import Costs
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -87,6 +89,107 @@ def test_a_line_has_the_value_and_what_is_wanted_or_the_reason() -> None:
     assert five.line().endswith("<= 1.05  memory does not suffice: x")
     assert lines["  / one prompt's round"].measured == pytest.approx(1.5)
     assert lines["  / its parts"].reason == "one of its parts was not measured"
+
+
+def measured(monkeypatch: pytest.MonkeyPatch, **failing: Exception) -> tuple[dict[str, Any], list[tuple[Any, ...]]]:
+    """`measure` where every part of it gives a chosen number of seconds; `failing` has errors of rounds by the class of
+    their decoder. And what rounds were asked for: decoder, tokens that it may draft, prompts together."""
+    costs = Costs(0.5, {1: 2.0, 3: 2.5, 4: 2.75, 5: 3.0, 8: 4.0}, {4: 1.0, 8: 1.0, 16: 1.25}, {129: 8.0, 257: 10.0})
+    models: Any = {
+        role: SimpleNamespace(facts=lambda: {"device_name": "d", "dtype": "bfloat16", "graphs": "off"})
+        for role in ("target", "draft")
+    }
+    rounds: list[tuple[Any, ...]] = []
+
+    def whole_round(
+        models: Any, decoder: Any, ids: Any, check: Any, reach: int, rows: int = 1, failing: Any = failing
+    ) -> float:
+        rounds.append((type(decoder).__name__, reach, rows))
+        if error := failing.get(type(decoder).__name__):
+            raise error
+        return {"Baseline": 3.0, "Chain": 6.0, "SpecExec": 40.0 + reach}[type(decoder).__name__]
+
+    parts: dict[str, Any] = {
+        "build": lambda check: models,
+        "_decoded": lambda models, decoder, ids, check: 2.4 if isinstance(decoder, Baseline) else 5.0,
+        "_generate": lambda models, ids, check: {"generate": 7.0, "generate_compiled": "no compiler"},
+        "_not_captured": lambda models, ids, check: None,
+        "_round": whole_round,
+    }
+    for name, part in parts.items():
+        monkeypatch.setattr(hardware_check, name, part)
+    monkeypatch.setattr(hardware_check.call_costs, "measure", lambda *given: costs)
+    bounds = {
+        id(models["target"]): BandwidthBound(100, 20, 60.0, 80.0),
+        id(models["draft"]): BandwidthBound(8, 1, 30.0, 80.0),
+    }
+    monkeypatch.setattr(hardware_check.bandwidth, "measure", lambda model, context: bounds[id(model)])
+    return hardware_check.measure(hardware_check.HardwareCheck("tiny", gamma=3)), rounds
+
+
+def test_every_line_has_its_own_number_and_what_is_wanted_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    result, rounds = measured(monkeypatch)
+    shown = [(each["measured"], each["unit"], each["wanted"]) for each in result["table"]]
+    assert shown == [
+        (2400.0, "ms", None), (pytest.approx(2.0 / 2.4), "", {"at_least": 0.85}),
+        (500.0, "ms", None), (pytest.approx(0.3 / 0.5), "", {"at_least": 0.70}),
+        (1.5, "", {"at_most": 1.05}), (2.0, "", {"at_most": 1.05}),
+        (5000.0, "ms", None), (pytest.approx(5.0 / (3 * 0.5 + 2.75)), "", {"at_most": 1.03}),
+        (48000.0, "ms", None), (pytest.approx(48 / (0.5 + 7 * 1.25 + 8)), "", {"at_most": 1.10}),
+        (56000.0, "ms", None), (pytest.approx(56 / (0.5 + 15 * 1.25 + 10)), "", {"at_most": 1.10}),
+        (3000.0, "ms", None), (pytest.approx(3 / 2.4), "", {"at_most": 1.25}),
+        (6000.0, "ms", None), (pytest.approx(6 / 5), "", {"at_most": 1.4}),
+        (7000.0, "ms", None), (None, "ms", None),
+    ]  # fmt: skip
+    assert [each["reason"] for each in result["table"]] == [""] * 17 + ["no compiler"]
+    assert (result["share_of_copy"], result["round_over_parts"]) == (pytest.approx(2 / 2.4), pytest.approx(5 / 4.25))
+    assert rounds == [("SpecExec", 8, 1), ("SpecExec", 16, 1), ("Baseline", 0, ROWS), ("Chain", 3, ROWS)]
+
+
+def test_where_memory_does_not_suffice_a_line_and_its_ratio_are_empty_with_the_reason(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    result, _ = measured(monkeypatch, Baseline=MemoryError("16 prompts"), SpecExec=MemoryError("a tree"))
+    empty = {each["name"]: each["reason"] for each in result["table"] if each["measured"] is None}
+    tree, rows = (f"memory does not suffice: {what}" for what in ("a tree", "16 prompts"))
+    assert empty == {
+        "tree round, 128 nodes, depth 8": tree, "tree round, 256 nodes, depth 16": tree, "  / its forwards": tree,
+        "16 prompts together: plain step": rows, "  / one prompt's step": rows,
+        "generate() compiled, a token": "no compiler",
+    }  # fmt: skip
+    for line in result["lines"]:
+        assert all(line.endswith(reason) for name, reason in empty.items() if line.startswith(name))
+
+
+def test_what_is_no_lack_of_memory_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(RuntimeError, match="an illegal access"):
+        measured(monkeypatch, Chain=RuntimeError("an illegal access"))
+
+
+def test_a_ratio_has_the_reason_of_whichever_part_is_missing() -> None:
+    lines = {each.name: each for each in quantities({"round": 1.0, "plain_together": 1.0}, {"round_parts": "x"}, 2)}
+    assert lines["  / its parts"].reason == "x"
+    assert lines["  / one prompt's step"].reason == NOT_FOR_RATIO
+    assert {each.reason for each in quantities({}, {"all": "nothing"}, 2)} == {"nothing"}
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_generate_is_timed_after_a_first_time_and_one_that_fails_is_not_tried_again(
+    monkeypatch: pytest.MonkeyPatch, compiled: bool
+) -> None:
+    asked: list[bool] = []
+
+    def timed(way: Any, ids: Any, new_tokens: int, seed: int) -> Any:
+        asked.append(bool(way.options))
+        if way.options:
+            raise RuntimeError("no compiler\nand more")
+        return SimpleNamespace(seconds=new_tokens * (50.0 if len(asked) == 1 else 0.5))
+
+    monkeypatch.setattr(hardware_check, "timed", timed)
+    check = hardware_check.HardwareCheck(new_tokens=8, repeats=3, compiled=compiled)
+    reasons = {"generate_compiled": "no compiler"} if compiled else {}
+    assert hardware_check._generate({}, [3, 4], check) == {"generate": 0.5, **reasons}
+    assert asked == ([False, True, False, False, False] if compiled else [False] * 4)
 
 
 def test_a_trees_forwards_are_the_drafts_levels_and_the_targets_call() -> None:

@@ -2,7 +2,8 @@
 standard input, or [[file, ...], [bug, ...], tests to select by their marks]; otherwise those of the fast tier run.
 
 It prints one JSON list: pytest's exit code and output for each bug. The libraries, which take seconds to import, are
-imported once; each bug runs in a separate fork, in which the package was never imported.
+imported once; each bug runs in a separate fork, in which the package was never imported. A bug with which tests wait
+for ever ends after `BOUND` seconds, with what each thread waits for and the code of a signal: it is not a failed test.
 """
 
 from __future__ import annotations
@@ -12,17 +13,20 @@ import importlib
 import io
 import json
 import os
+import signal
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 LIBRARIES = ("torch", "transformers", "mlflow", "scipy.stats", "sklearn.metrics", "datasets")
 
 
 FAST = "not slow and not nightly"
+BOUND = 3600
 
 
-def run(paths: list[str], bug: dict[str, str], marks: str = FAST) -> tuple[int, str]:
+def run(paths: list[str], bug: dict[str, str], marks: str = FAST, bound: int = BOUND) -> tuple[int, str]:
     """pytest's exit code and output, on these test files with this bug in the package."""
     with tempfile.TemporaryFile("w+") as out:
         child = os.fork()
@@ -30,7 +34,13 @@ def run(paths: list[str], bug: dict[str, str], marks: str = FAST) -> tuple[int, 
             os.dup2(out.fileno(), 1)
             os.dup2(out.fileno(), 2)
             os._exit(_tested(paths, bug, marks))
-        _, status = os.waitpid(child, 0)
+        end, (ended, status) = time.monotonic() + bound, (0, 0)
+        while not ended and time.monotonic() < end:
+            time.sleep(0.05)
+            ended, status = os.waitpid(child, os.WNOHANG)
+        if not ended:
+            os.kill(child, signal.SIGABRT)  # for which pytest prints what all threads do
+            _, status = os.waitpid(child, 0)
         out.seek(0)
         return os.waitstatus_to_exitcode(status), out.read()
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,3 +20,24 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if reason and HERE in item.path.parents:
             item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _rows_of_a_dot_are_summed_alike() -> Iterator[None]:
+    """As a GPU's instruction sums them. The interpreter takes NumPy's product, in which the order of a row's sums may
+    depend on its place, by CPU: OpenBLAS computes the rows of a block of 16 in groups of 6 on some."""
+    if find_spec("triton") is None:
+        yield
+        return
+    from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
+
+    whole = InterpreterBuilder.create_dot
+
+    def by_rows(self: Any, x: Any, y: Any, total: Any, *more: Any) -> Any:
+        one, added = (TensorHandle(each.data[:, None], each.dtype) for each in (x, total))
+        result = whole(self, one, y, added, *more)
+        return TensorHandle(result.data[:, 0], result.dtype)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(InterpreterBuilder, "create_dot", by_rows)
+        yield

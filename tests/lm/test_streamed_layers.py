@@ -209,6 +209,29 @@ def test_the_logits_are_those_of_the_model_in_memory_bit_for_bit(deep: Path, kin
 
 
 @pytest.mark.parametrize("kind", ["cpu", "disk"])
+def test_only_the_stream_moves_weights_during_a_call(deep: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """accelerate's hooks find nothing to move: only what reads ahead from disk looks into their tables."""
+    model = load_model(ModelConfig(str(deep), offload=kind, offload_memory=0))
+    assert model.offload is not None
+    streamed: Any = model.offload.streamed
+    table = type(model.module.model.layers[3].mlp.up_proj._hf_hook.weights_map)
+    get, names = table.__getitem__, []
+
+    def noted(self: Any, name: str) -> Any:
+        names.append(name)
+        return get(self, name)
+
+    before = streamed.stream.num_copies
+    monkeypatch.setattr(table, "__getitem__", noted)
+    model.session().feed(model.ids([5, 9, 11]), 1)
+    copies, num_weights = streamed.stream.num_copies - before, len(streamed._slots[0])
+    assert copies == 8
+    # The next read may still be going on.
+    least, most = (copies * num_weights, (copies + 1) * num_weights) if kind == "disk" else (0, 0)
+    assert least <= len(names) <= most
+
+
+@pytest.mark.parametrize("kind", ["cpu", "disk"])
 def test_decoding_is_that_of_the_model_in_memory(
     deep: Path, kind: str, pair: Callable[[str], dict[str, HFModel]]
 ) -> None:

@@ -78,8 +78,9 @@ class LayerStream:
         buffer = self._buffers[place]
         if buffer.running:
             buffer.computed, buffer.running = self._transport.computed(), False
-        buffer.layer, self._newest = layer, place
+        buffer.layer = None  # until its copy is under way: a read that fails leaves a buffer without a layer
         buffer.copied = self._transport.copy(place, layer, buffer.computed)
+        buffer.layer, self._newest = layer, place
         self.num_copies += 1
 
 
@@ -91,15 +92,23 @@ def resident_layers(sizes: Sequence[int], memory: int) -> list[int]:
     """
     if sum(sizes) <= memory:
         return list(range(len(sizes)))
-    most = max(0, memory - BUFFERS * max(sizes)) // max(sizes)
-    count = max(0, min(most, len(sizes) - BUFFERS - 1))  # three at least take turns in two buffers
+    count = max(0, memory - BUFFERS * max(sizes)) // max(sizes)  # at least three are left, which take turns
     return [i * len(sizes) // count for i in range(count)]
+
+
+class Filled(Protocol):
+    """A read that was submitted: a future of `concurrent.futures`."""
+
+    def result(self) -> None:
+        """Wait for its end; raises what the read raised."""
+        ...
 
 
 class ReadAhead:
     """Fills host buffers with layers from a slower place, in their order, before they are asked for.
 
-    `read` fills a buffer, and runs in the thread of `submit`; `wait` waits on the host for a copy's event.
+    `read` fills a buffer, and runs in the thread of `submit`, in order, one at a time; `wait` waits on the host for the
+    event of a copy.
     """
 
     def __init__(
@@ -107,16 +116,16 @@ class ReadAhead:
         layers: Sequence[int],
         num_buffers: int,
         read: Callable[[int, int], None],
-        submit: Callable[[Callable[[], None]], Any],
+        submit: Callable[[Callable[[], None]], Filled],
         wait: Callable[[Event], None],
     ) -> None:
         self._layers, self._read, self._submit, self._wait = list(layers), read, submit, wait
         self._copied: list[Event | None] = [None] * num_buffers  # of the last copy out of each
-        self._reading: dict[int, tuple[int, Any]] = {}  # by layer: its buffer, and when that is filled
+        self._reading: dict[int, tuple[int, Filled]] = {}  # by layer: its buffer, and when that is filled
         self._newest = 0
 
     def take(self, layer: int) -> int:
-        """The host buffer that has this layer, once it is read; the next one is then being read."""
+        """The host buffer that has this layer, once it is read. Raises what its read raised; it is read again then."""
         if layer not in self._reading:
             self._begin(layer)
         buffer, filled = self._reading.pop(layer)
@@ -133,11 +142,8 @@ class ReadAhead:
     def _begin(self, layer: int) -> None:
         self._newest = (self._newest + 1) % len(self._copied)
         buffer, before = self._newest, self._copied[self._newest]
-        # A read that nothing took, since calls did not follow the order, is given up for this one.
-        for other, (place, filled) in list(self._reading.items()):
-            if place == buffer:
-                filled.result()
-                del self._reading[other]
+        # A read that nothing took, since calls did not follow the order, is given up for this one, which follows it.
+        self._reading = {other: read for other, read in self._reading.items() if read[0] != buffer}
 
         def fill() -> None:
             if before is not None:
