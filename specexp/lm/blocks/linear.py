@@ -89,10 +89,11 @@ class Linear:
             return self._chosen[0](x, self.weight, self.bias, residual, multiplier, tiling, out)
         if (self.packed is not None and num >= PACK_ROWS) or self.bias is not None:
             return self(x).mul_(multiplier).add_(residual) if multiplier != 1 else self(x).add_(residual)
-        if self.compiled and (more := primitive_rows(num) - num):
+        more = primitive_rows(num) - num if self.compiled else 0
+        if more:
             x, residual = pad(x, (0, 0, 0, more)), pad(residual, (0, 0, 0, more))
-            return torch.addmm(residual, x, self.transposed, alpha=multiplier)[:num]
-        return torch.addmm(residual, x, self.transposed, alpha=multiplier)
+        result = torch.addmm(residual, x, self.transposed, alpha=multiplier)
+        return result[:num] if more else result
 
 
 def joined(parts: Sequence[Any]) -> tuple[Tensor, Tensor | None]:
