@@ -1403,7 +1403,7 @@ BLOCK_BUGS: dict[str, list[Bug]] = {
     "granite, multipliers": [
         Bug("scores are divided by the root of the head size", REFERENCE, "scale=scale", "scale=None"),
         Bug("the MLP's result is not multiplied", OWN, "block.mlp.added(normed, after, multiplier)", "block.mlp.added(normed, after, 1.0)"),
-        Bug("attention's result is not multiplied", LINEAR, "return torch.addmm(residual, x, self.transposed, alpha=multiplier)", "return torch.addmm(residual, x, self.transposed)"),
+        Bug("attention's result is not multiplied", LINEAR, "result = torch.addmm(residual, x, self.transposed, alpha=multiplier)", "result = torch.addmm(residual, x, self.transposed)"),
         Bug("logits are not divided", OWN, "        if spec.logit_multiplier != 1:\n", "        if False:\n"),
     ],
     "ministral 3, scaled queries": [
