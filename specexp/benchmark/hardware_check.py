@@ -76,7 +76,7 @@ def measure(check: HardwareCheck) -> dict[str, Any]:
     models = build(check)
     ids = [3 + (7 * i) % 200 for i in range(check.context)]
     gammas = sorted({*range(1, check.gamma + 1), 4, 7})
-    shapes = (*SMALL_TREES, *(call_costs.TreeRound(x.nodes, x.depth, x.branches) for x in hardware_table.TREES))
+    shapes = (*SMALL_TREES, *(tree.round for tree in hardware_table.TREES))
     result = call_costs.measure(models, ids, gammas, shapes, check.repeats)
     chain: Decoder = Chain(DraftModel(check.gamma), Lossless(), Warp())
     # Untimed first: each shape is captured when it first occurs.
@@ -181,7 +181,7 @@ def _further(
     numerics = NumericsCheck(
         models["target"],
         prompt,
-        call_costs.TreeRound(tree.nodes, tree.depth, tree.branches),
+        tree.round,
         lambda one: _round(one, Baseline(Warp()), ids, check, 0, hardware_table.ROWS),
         check.repeats,
     )
@@ -196,7 +196,7 @@ def _chain_forwards(costs: call_costs.Costs, gamma: int) -> float:
 
 def _forwards(costs: call_costs.Costs, tree: hardware_table.CheckedTree) -> float:
     """Seconds of the forwards of a tree's round: the draft's at the root and on each further level, the target's."""
-    return costs.tree_round(call_costs.TreeRound(tree.nodes, tree.depth, tree.branches))
+    return costs.tree_round(tree.round)
 
 
 def _round(

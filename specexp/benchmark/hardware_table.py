@@ -10,6 +10,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from specexp.profiling.call_costs import TreeRound
+
 ROWS = 16  # prompts that are decoded together
 
 
@@ -20,6 +22,11 @@ class CheckedTree:
     nodes: int
     depth: int
     branches: int
+
+    @property
+    def round(self) -> TreeRound:
+        """The calls of one of its rounds."""
+        return TreeRound(self.nodes, self.depth, self.branches)
 
     @property
     def name(self) -> str:
@@ -67,7 +74,7 @@ def ratio(value: float | None, by: float | None) -> float | None:
 def quantities(
     numbers: Mapping[str, float | None], failed: Mapping[str, str], gamma: int, prompt: int = 1024
 ) -> list[Quantity]:
-    """The table, from seconds and ratios by name (see `hardware_check.numbers_of`) and reasons by the same names."""
+    """The table, from seconds and ratios by name (see `hardware_check.measure`) and reasons by the same names."""
 
     def line(
         name: str,

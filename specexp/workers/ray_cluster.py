@@ -252,17 +252,22 @@ def _connect(settings: WorkerSettings) -> None:
         if settings.ray in (AUTO, LOCAL):
             ray.init(address="local", include_dashboard=False, **quiet)
         else:
-            for attempt in range(1, ATTEMPTS + 1):
-                _knock(settings.ray)
-                try:
-                    ray.init(address=settings.ray, **quiet)
-                    return
-                except ConnectionAbortedError:
-                    if attempt == ATTEMPTS:
-                        raise
-                    print(f"note: {settings.ray} has no server for this client yet; asking again.", file=sys.stderr)
+            _join(settings.ray, quiet)
     except (ConnectionError, RuntimeError, ValueError, OSError, TimeoutError, exceptions.RayError) as error:
         raise WorkerError(f"ray is {settings.ray}, which cannot be reached: {first_line(error)}. {_AT_EXIT}") from error
+
+
+def _join(address: str, quiet: dict[str, Any]) -> None:
+    """Connect to a cluster that runs, whose head may be too busy to start a client's server at first."""
+    for left in reversed(range(ATTEMPTS)):
+        _knock(address)
+        try:
+            ray.init(address=address, **quiet)
+            return
+        except ConnectionAbortedError:
+            if not left:
+                raise
+        print(f"note: {address} has no server for this client yet; asking again.", file=sys.stderr)
 
 
 def _knock(address: str) -> None:

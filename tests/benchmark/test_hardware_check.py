@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,6 +23,7 @@ from specexp.benchmark.hardware_table import NOT_FOR_RATIO, ROWS, TREES, quantit
 from specexp.decoding.baseline import Baseline
 from specexp.decoding.chain import Chain, DraftModel, Lossless
 from specexp.decoding.rules import Warp
+from specexp.errors import ModelError
 from specexp.profiling.bandwidth import BandwidthBound
 from specexp.profiling.call_costs import Costs
 
@@ -93,7 +95,8 @@ def test_a_line_has_the_value_and_what_is_wanted_or_the_reason() -> None:
 
 def measured(monkeypatch: pytest.MonkeyPatch, **failing: Exception) -> tuple[dict[str, Any], list[tuple[Any, ...]]]:
     """`measure` where every part of it gives a chosen number of seconds; `failing` has errors of rounds by the class of
-    their decoder. And what rounds were asked for: decoder, tokens that it may draft, prompts together."""
+    their decoder, and "invariant" that of a model with invariant numerics. And what rounds were asked for: decoder,
+    tokens that it may draft, prompts together."""
     costs = Costs(0.5, {1: 2.0, 3: 2.5, 4: 2.75, 5: 3.0, 8: 4.0}, {4: 1.0, 8: 1.0, 16: 1.25}, {129: 8.0, 257: 10.0})
     models: Any = {
         role: SimpleNamespace(facts=lambda: {"device_name": "d", "dtype": "bfloat16", "graphs": "off"})
@@ -124,6 +127,17 @@ def measured(monkeypatch: pytest.MonkeyPatch, **failing: Exception) -> tuple[dic
         id(models["draft"]): BandwidthBound(8, 1, 30.0, 80.0),
     }
     monkeypatch.setattr(hardware_check.bandwidth, "measure", lambda model, context: bounds[id(model)])
+
+    def invariant_costs(check: Any) -> dict[str, Any]:
+        def cost(value: float) -> float:
+            if error := failing.get("invariant"):
+                raise error
+            return value
+
+        names = ("invariant_step", "invariant_tree", "invariant_together", "invariant_prompt")
+        return {name: partial(cost, 1.5 + number) for number, name in enumerate(names)}
+
+    monkeypatch.setattr(hardware_check.NumericsCheck, "costs", invariant_costs)
     return hardware_check.measure(hardware_check.HardwareCheck("tiny", gamma=3)), rounds
 
 
@@ -139,9 +153,10 @@ def test_every_line_has_its_own_number_and_what_is_wanted_of_it(monkeypatch: pyt
         (56000.0, "ms", None), (pytest.approx(56 / (0.5 + 15 * 1.25 + 10)), "", {"at_most": 1.10}),
         (3000.0, "ms", None), (pytest.approx(3 / 2.4), "", {"at_most": 1.25}),
         (6000.0, "ms", None), (pytest.approx(6 / 5), "", {"at_most": 1.4}),
+        (1.5, "", {"at_most": 1.04}), (2.5, "", None), (3.5, "", None), (4.5, "", None),
         (7000.0, "ms", None), (None, "ms", None),
     ]  # fmt: skip
-    assert [each["reason"] for each in result["table"]] == [""] * 17 + ["no compiler"]
+    assert [each["reason"] for each in result["table"]] == [""] * 21 + ["no compiler"]
     assert (result["share_of_copy"], result["round_over_parts"]) == (pytest.approx(2 / 2.4), pytest.approx(5 / 4.25))
     assert rounds == [("SpecExec", 8, 1), ("SpecExec", 16, 1), ("Baseline", 0, ROWS), ("Chain", 3, ROWS)]
 
@@ -159,6 +174,16 @@ def test_where_memory_does_not_suffice_a_line_and_its_ratio_are_empty_with_the_r
     }  # fmt: skip
     for line in result["lines"]:
         assert all(line.endswith(reason) for name, reason in empty.items() if line.startswith(name))
+
+
+def test_a_model_without_invariant_numerics_leaves_their_costs_empty_with_the_reason(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    result, _ = measured(monkeypatch, invariant=ModelError("numerics is invariant, but it cannot be"))
+    empty = {each["name"]: each["reason"] for each in result["table"] if each["measured"] is None}
+    assert empty.pop("generate() compiled, a token") == "no compiler"
+    assert len(empty) == 4
+    assert set(empty.values()) == {"numerics is invariant, but it cannot be"}
 
 
 def test_what_is_no_lack_of_memory_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
