@@ -511,7 +511,7 @@ FILE_BUGS: dict[tuple[str, ...], list[Bug]] = {
         Bug("trees need a draft", CALL_BENCH, 'if tree.depth > 1 and "draft" in self._sessions:', "if tree.depth > 1:"),
     ],
     ("lm/test_round_counts.py",): [
-        Bug("the logits of every round are kept", "specexp.lm.native.cuda_graphs", "        wanted = slice(num - rows, num)\n", "        wanted = slice(num - rows, num)\n        self.__dict__.setdefault('rounds', []).append(logits.clone())\n"),
+        Bug("the logits of every round are kept", "specexp.lm.native.cuda_graphs", "        wanted = slice(num - rows, num)\n", "        wanted = slice(num - rows, num)\n        vars(self).setdefault('rounds', []).append(logits.clone())\n"),
         Bug("a recording is replayed twice", "specexp.lm.native.graph_capture", "        self.num_replays += 1\n        return recording.replay()", "        self.num_replays += 2\n        recording.replay()\n        return recording.replay()"),
         Bug("each array is read by itself", "specexp.engine.host_transfer", "        self.num_reads += 1\n", "        self.num_reads += len(distinct)\n"),
     ],
