@@ -15,11 +15,14 @@ pytest.register_assert_rewrite("helpers")  # before they are imported
 
 from mlflow.tracking import MlflowClient
 
-from helpers.model_folders import (
-    build,
-    disturbed,
-)
+from helpers import tiers
+from helpers.model_folders import build, disturbed
 from specexp.lm.hf.hf_model import HFModel
+
+
+@pytest.hookimpl(tryfirst=True)  # before tests are selected by their marks
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    tiers.assign(items)
 
 
 def pytest_configure() -> None:

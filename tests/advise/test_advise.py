@@ -46,6 +46,7 @@ def test_with_costs_that_hold_what_is_predicted_is_what_is_measured() -> None:
     assert {prediction.lengths for prediction in advice.forecast.predicted.values()} == {"simulated", "counted"}
 
 
+@pytest.mark.at_most(fast=1)
 @pytest.mark.parametrize(("draft_step", "noise"), [(0.02, 0.1), (0.1, 0.4), (0.3, 0.3)])
 def test_the_best_of_a_full_sweep_is_recommended(draft_step: float, noise: float) -> None:
     advice = advised(draft_step, noise, methods="speculative,specexec", gamma=",".join(map(str, range(1, 17))),
@@ -229,6 +230,7 @@ def test_the_table_ranks_by_prediction_and_keeps_those_that_ran(tmp_path: Path) 
     assert all(name.startswith("advice/") for name in logged)
 
 
+@pytest.mark.at_most(fast=5)
 @pytest.mark.parametrize(
     "flags",
     [
@@ -328,6 +330,7 @@ def test_it_leaves_numbers_a_figure_a_file_to_run_and_one_run(workplace: Path) -
     assert methods == {"baseline"} | ({advice["recommended"].partition("_")[0]} if advice["speculate"] else set())
 
 
+@pytest.mark.slow
 def test_not_to_speculate_is_a_file_that_runs_too(workplace: Path) -> None:
     result = advise(*SMALL, "--tree-budget", "none", "--toy", "draft_noise=50", "--output", "out")
     assert result.exit_code == 0, result.output
@@ -343,6 +346,7 @@ def test_not_to_speculate_is_a_file_that_runs_too(workplace: Path) -> None:
     assert {record["label"] for record in records(workplace / "again")} == {"baseline"}
 
 
+@pytest.mark.slow
 def test_a_judge_brings_autojudge_among_the_candidates(workplace: Path) -> None:
     judge_for("toy_quick", features.mode("both")).save(workplace / "judge")
     result = advise(*SMALL, "--judge", "judge", "--output", "out", "--sweep")

@@ -32,6 +32,7 @@ def lengths(workplace: Path, settings: dict[str, Any]) -> dict[str, tuple[str, f
     }
 
 
+@pytest.mark.at_most(slow=1)
 @pytest.mark.parametrize("draft", [{"model": "zoo:draft", "dtype": "float32"}, {"layers": "0-5"}], ids=["draft", "own"])
 def test_drafts_of_the_targets_tokens_are_predicted_to_the_round(workplace: Path, draft: dict[str, str]) -> None:
     target = {"model": "zoo:target", "dtype": "float32"}

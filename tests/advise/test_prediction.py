@@ -48,6 +48,7 @@ def cut(rounds: list[int], length: int, gamma: int, bonus: bool) -> Counter[int]
     return counts
 
 
+@pytest.mark.at_most(fast=5)
 @pytest.mark.parametrize("bonus", [True, False])
 @pytest.mark.parametrize(
     ("noise", "max_new_tokens", "stops", "draft_context"),
@@ -102,6 +103,7 @@ def test_a_long_output_is_looked_at_in_pieces_like_in_one(monkeypatch: pytest.Mo
     assert 0.2 < fmean(whole.overlap) < 0.99
 
 
+@pytest.mark.at_most(fast=1)
 @pytest.mark.parametrize("gamma", [1, 4])
 def test_expected_rounds_are_the_counted_ones_of_sampled_chains_in_the_mean(gamma: int) -> None:
     """A chain's number of rounds R less its expectation E(y) given its own output y has mean 0, also among outputs

@@ -33,6 +33,7 @@ def kind(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(environment, "describe", told)
 
 
+@pytest.mark.at_most(fast=1)
 @pytest.mark.parametrize("device,events", [("cpu", False), ("cuda:1", False), ("cuda:1", True)])
 def test_an_evaluation_claims_attainable_speed_ups_where_calls_were_timed_as_decoding_makes_them(
     workplace: Path, monkeypatch: pytest.MonkeyPatch, device: str, events: bool

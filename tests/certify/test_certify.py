@@ -55,6 +55,7 @@ LOSSLESS = [
 ]
 
 
+@pytest.mark.at_most(slow=6)
 @pytest.mark.slow
 @pytest.mark.parametrize("method", LOSSLESS)
 @pytest.mark.parametrize("sampling", [[], SAMPLED], ids=["greedy", "sampled"])
@@ -92,6 +93,7 @@ def test_a_methods_finished_runs_are_tagged_and_others_are_not(workplace: Path) 
     assert flat_runs()["speculative_k3"].data.metrics["certificate/lossless"] == 1
 
 
+@pytest.mark.at_most(fast=1)
 @pytest.mark.parametrize("method,reason", [("topk", "2 likeliest tokens"), ("draft_only", "the draft model alone")])
 @pytest.mark.parametrize("sampling", [[], SAMPLED], ids=["greedy", "sampled"])
 def test_lossy_methods_fail_and_it_is_said_why(workplace: Path, method: str, reason: str, sampling: list[str]) -> None:
@@ -111,6 +113,7 @@ def judged(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(entry, "judges_of", lambda resolved: {resolved.methods[-1].judge: judge})
 
 
+@pytest.mark.at_most(fast=1)
 @pytest.mark.parametrize("threshold,code", [("0.6", 1), ("0", 0)])
 def test_autojudge_fails_and_is_lossless_at_threshold_0(
     workplace: Path, judged: None, threshold: str, code: int
@@ -244,6 +247,7 @@ def test_bad_inputs_are_refused(workplace: Path, arguments: list[str], message: 
     refused(certify("--experiment", "toy_quick", "--gamma", "3", *arguments, "--output", "out"), message, workplace)
 
 
+@pytest.mark.at_most(slow=2)
 @pytest.mark.slow
 @pytest.mark.parametrize("sampling", [[], ["--temperature", "0.7"]], ids=["greedy", "sampled"])
 @pytest.mark.parametrize("method", ["baseline", "speculative", "lookup", "specexec"])

@@ -34,6 +34,7 @@ def distributions(decoder: Any, vocabulary: int, length: int, sampling: dict[str
     return got, sequence_distribution(target, [1], length, EOS, **sampling)
 
 
+@pytest.mark.at_most(fast=4)
 @pytest.mark.parametrize("sampling", [SAMPLINGS[0], SAMPLINGS[2], SAMPLINGS[4]], ids=names)
 @pytest.mark.parametrize("proposer", PROPOSERS)
 @pytest.mark.parametrize("gamma", [pytest.param(1, marks=pytest.mark.slow), 2, pytest.param(3, marks=pytest.mark.slow)])
@@ -44,6 +45,7 @@ def test_the_output_distribution_is_the_targets(gamma: int, proposer: str, sampl
         assert gap(got, expected) < EXACT
 
 
+@pytest.mark.at_most(slow=16)
 @pytest.mark.slow
 @pytest.mark.parametrize("sampling", SAMPLINGS, ids=names)
 @pytest.mark.parametrize("proposer", PROPOSERS)

@@ -67,6 +67,7 @@ def distributions(
     return got, sequence_distribution(target, [1], length, EOS if eos else None, **sampling)
 
 
+@pytest.mark.at_most(fast=15)
 @pytest.mark.parametrize("sampling", SAMPLINGS, ids=names)
 @pytest.mark.parametrize("gamma,vocab,length", [(None, 3, 5), *SIZES])
 def test_the_output_distribution_is_the_targets(gamma: int | None, vocab: int, length: int, sampling: Any) -> None:
@@ -75,6 +76,7 @@ def test_the_output_distribution_is_the_targets(gamma: int | None, vocab: int, l
     assert gap(got, expected) < EXACT
 
 
+@pytest.mark.at_most(slow=5)
 @pytest.mark.slow
 @pytest.mark.parametrize("gamma,vocab,length", [(1, 3, 4), (2, 3, 4), (3, 2, 5)])
 @pytest.mark.parametrize("bonus", [True, False])
@@ -86,6 +88,7 @@ def test_it_holds_without_an_eos_without_the_bonus_and_without_a_cache(
     assert gap(got, expected) < EXACT
 
 
+@pytest.mark.at_most(slow=60)
 @pytest.mark.slow
 @pytest.mark.parametrize("sampling", SAMPLINGS, ids=names)
 @pytest.mark.parametrize("gamma,vocab,length", SIZES)
@@ -154,6 +157,7 @@ def caught_by(bug: Bug, proposing: Proposing = DRAFT, verification: str = "token
     return None
 
 
+@pytest.mark.at_most(slow=1)
 @pytest.mark.slow
 @pytest.mark.parametrize("verification", ["token", "block"])
 @pytest.mark.parametrize("proposing", nightly_for(PROPOSING, *set(PROPOSING) - {"draft"}))
@@ -162,6 +166,7 @@ def test_the_unchanged_package_passes_the_same_checks(proposing: str, verificati
     assert caught_by(nothing, PROPOSING[proposing], verification) is None
 
 
+@pytest.mark.at_most(slow=20)
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "bug,proposing,verification",

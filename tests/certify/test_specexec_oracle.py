@@ -51,6 +51,7 @@ def distributions(
     return got, sequence_distribution(target, [1], length, EOS if eos else None, **sampling)
 
 
+@pytest.mark.at_most(fast=30)
 @pytest.mark.parametrize("sampling", SAMPLINGS, ids=names)
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: ",".join(map(str, shape.values())))
 def test_the_output_distribution_is_the_targets(shape: dict[str, Any], sampling: dict[str, Any]) -> None:
@@ -60,6 +61,7 @@ def test_the_output_distribution_is_the_targets(shape: dict[str, Any], sampling:
         assert gap(got, expected) < EXACT
 
 
+@pytest.mark.at_most(fast=4)
 @pytest.mark.parametrize("budget", range(1, 13))
 def test_it_holds_for_every_budget_and_width(budget: int) -> None:
     for width in range(1, 5):

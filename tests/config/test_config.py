@@ -251,6 +251,7 @@ def test_the_table_of_settings_says_the_defaults_that_hold() -> None:
     assert SETTINGS["threshold"].default == config.CALIBRATED
 
 
+@pytest.mark.slow
 def test_a_files_compute_dtype_goes_with_its_presets_quantization(
     workplace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -77,6 +77,7 @@ def check_every_way_the_rng_can_fall(shape: tuple[int, int, int, int], sampling:
         assert lossy > 1, "the judge never changed anything"
 
 
+@pytest.mark.at_most(fast=2, slow=8)
 @pytest.mark.parametrize("sampling", SAMPLINGS, ids=names)
 @pytest.mark.parametrize("shape", slow_for(SHAPES, *SHAPES[:2], SHAPES[3]), ids=lambda shape: ",".join(map(str, shape)))
 def test_every_way_the_rng_can_fall(shape: tuple[int, int, int, int], sampling: dict[str, Any]) -> None:
@@ -152,6 +153,7 @@ def check_a_tree_of_one_branch_is_the_judged_chain(mode: str, models: dict[Any, 
     assert num_judged > 10
 
 
+@pytest.mark.at_most(fast=2)
 @pytest.mark.parametrize("mode", MODES_OF_TREES)
 @pytest.mark.parametrize("family", ["toy", "llama", "gpt2"])
 def test_a_tree_of_one_branch_is_the_judged_chain(family: str, mode: str, request: pytest.FixtureRequest) -> None:

@@ -430,11 +430,13 @@ CHECKS = [
 ]
 
 
+@pytest.mark.at_most(fast=14)
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__.removeprefix("check_"))
 def test_on_the_toy_and_on_real_models(check: Callable[[Lab], None], lab: Lab) -> None:
     check(lab)
 
 
+@pytest.mark.slow
 def test_models_of_different_sizes_are_read_side_by_side(pair: Callable[[str], Any]) -> None:
     small = HFModel(build("gpt2", seed=1, n_embd=16), "small")
     lab = hf_lab({"target": pair("llama")["target"], "draft": small})
@@ -442,6 +444,7 @@ def test_models_of_different_sizes_are_read_side_by_side(pair: Callable[[str], A
     check_decoding_reads_the_features_that_mining_kept(lab)
 
 
+@pytest.mark.at_most(fast=1)
 def test_the_cache_changes_nothing(lab: Lab) -> None:
     for mode, kind, prompt in settings(lab):
         for temperature in TEMPERATURES:
@@ -453,6 +456,7 @@ def test_the_cache_changes_nothing(lab: Lab) -> None:
             assert with_cache.num_judged == without.num_judged
 
 
+@pytest.mark.at_most(fast=2)
 @pytest.mark.parametrize("context", [3, 4, 6, 9, 14])
 def test_judging_goes_on_where_the_drafts_context_ends(context: int) -> None:
     """The toy asserts that nothing is fed beyond its context; plain steps of the target follow."""
@@ -586,6 +590,7 @@ EXACT_CHECKS = [
 ]
 
 
+@pytest.mark.at_most(fast=1)
 @pytest.mark.parametrize("check", EXACT_CHECKS, ids=lambda check: check.__name__.removeprefix("check_"))
 def test_every_way_the_dice_can_fall(check: Callable[[Lab], None]) -> None:
     check(tiny_lab())

@@ -74,6 +74,7 @@ def check_every_way_the_rng_can_fall(shape: tuple[int, int, int, int], sampling:
         assert lossy, "the rule never changed anything"
 
 
+@pytest.mark.at_most(fast=16)
 @pytest.mark.parametrize("name", DIALS)
 @pytest.mark.parametrize("sampling", SAMPLINGS, ids=names)
 @pytest.mark.parametrize("shape", slow_for(SHAPES, SHAPES[1]), ids=lambda shape: ",".join(map(str, shape)))

@@ -69,6 +69,7 @@ def compare(models: dict[str, HFModel], count: int, length: int) -> tuple[int, i
     return compared, parted
 
 
+@pytest.mark.at_most(fast=1)
 @pytest.mark.parametrize("family", slow_for([*SAME_TOKENS, *WINDOWED], "gpt_oss", "gpt_neox", "gpt2"))
 def test_the_same_seed_gives_the_baselines_tokens(pair: Pair, family: str) -> None:
     compared, parted = compare(pair(family), 10, 8)
@@ -76,6 +77,7 @@ def test_the_same_seed_gives_the_baselines_tokens(pair: Pair, family: str) -> No
     assert parted <= 1
 
 
+@pytest.mark.at_most(slow=1)
 @pytest.mark.slow
 @pytest.mark.parametrize("family", nightly_for(SAME_TOKENS, "gpt2", "gpt_neox"))
 def test_the_same_seed_gives_the_baselines_tokens_on_100_prompts(

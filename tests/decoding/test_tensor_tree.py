@@ -107,6 +107,7 @@ def arrays(library: str) -> Any:
     return torch.from_numpy if library == "torch" else (lambda x: x)
 
 
+@pytest.mark.at_most(fast=2)
 @pytest.mark.parametrize("library", ["numpy", pytest.param("torch", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=["float32", "float64"])
 @pytest.mark.parametrize("kind", ["random", "ties", "never"])

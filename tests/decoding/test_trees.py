@@ -78,6 +78,7 @@ def test_rows_of_a_tree_are_those_of_a_plain_forward_on_the_toy(cached: bool) ->
         assert decoder.kept_away_from_the_front
 
 
+@pytest.mark.at_most(fast=5)
 @pytest.mark.parametrize(
     "family,attention",
     [(f, a) for f in FAMILIES for a in ("sdpa", "eager") if (f, a) != ("gpt_oss", "sdpa")],  # which has no sdpa

@@ -323,6 +323,7 @@ CHECKS = [
 ]  # fmt: skip
 
 
+@pytest.mark.at_most(fast=2)
 @pytest.mark.parametrize(
     "check", slow_for(CHECKS, check_the_lossless_end), ids=lambda check: check.__name__.removeprefix("check_")
 )
@@ -330,6 +331,7 @@ def test_exactly(check: Callable[[], None]) -> None:
     check()
 
 
+@pytest.mark.at_most(slow=6)
 @pytest.mark.slow
 @pytest.mark.parametrize("sampling", SAMPLINGS, ids=names)
 @pytest.mark.parametrize("gamma,vocab,length", [(1, 3, 4), (3, 2, 5), (4, 2, 6)])

@@ -157,6 +157,7 @@ def test_every_second_output_is_greedy_and_equals_generate(prepared: PreparedDra
     assert {out.sampled for out in held_out} == {False, True}
 
 
+@pytest.mark.slow
 def test_a_killed_training_goes_on_from_its_checkpoint_and_gives_the_same_head(
     prepared: PreparedDrafter, tmp_path: Path
 ) -> None:

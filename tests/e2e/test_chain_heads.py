@@ -43,6 +43,7 @@ def arguments(target: Path, draft: str, *more: str) -> list[str]:
     return ["--target", str(target), "--draft", draft, "--limit", "2", "--max-new-tokens", "16", *more]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [pytest.param("mtp", marks=pytest.mark.slow), "dflash"])
 def test_evaluate(kind: str, workplace: Path, drafting: Any) -> None:
     target, draft, gamma = drafting[kind]
@@ -70,6 +71,7 @@ def test_refusals(workplace: Path, mellum: Path, llama: Path) -> None:
     is_refused(refused, "has no block_size in its config, so it is no DFlash draft that transformers knows")
 
 
+@pytest.mark.at_most(slow=1)
 @pytest.mark.slow
 @pytest.mark.parametrize("rule", ["token", "block"])
 @pytest.mark.parametrize("kind", ["mtp", "dflash"])
@@ -80,6 +82,7 @@ def test_sampled_tokens_have_the_targets_distribution(kind: str, rule: str, draf
     assert result.exit_code == 0, result.output
 
 
+@pytest.mark.at_most(slow=1)
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["mtp", "dflash"])
 def test_benchmark_times_what_generate_drafts(

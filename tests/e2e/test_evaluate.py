@@ -193,6 +193,7 @@ def test_dying_while_logging_repeats_no_run(workplace: Path, monkeypatch: pytest
     assert sorted(run.info.status for run in comparison_runs()) == ["FAILED", "FINISHED"]
 
 
+@pytest.mark.slow
 def test_a_run_that_was_deleted_meanwhile_is_no_obstacle(workplace: Path) -> None:
     arguments = [*SMALL, "--methods", "baseline", "--output", "out"]
     assert evaluate(*arguments).exit_code == 0

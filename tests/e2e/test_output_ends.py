@@ -60,6 +60,7 @@ def test_commands_that_need_whole_outputs_refuse_stop_strings(workplace: Path) -
     is_refused(run("certify", *how), "stop is ('x',), but a certificate is for the target's own distribution")
 
 
+@pytest.mark.at_most(fast=1)
 @pytest.mark.parametrize("stop", [["is"], ["\n#### "], ["no such", " now.", "gives"]])
 def test_tokens_are_those_of_generate_with_stop_strings(pair: specexp.LoadedPair, stop: list[str]) -> None:
     prompt = "Mia has 4 apples. Then she buys 3 more. Zoe gives Mia 5 more. How many is that in the end?\n"

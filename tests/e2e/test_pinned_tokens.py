@@ -62,6 +62,7 @@ def loaded() -> LoadedPair:
     return pair()
 
 
+@pytest.mark.at_most(fast=14)
 @pytest.mark.parametrize("sampling", SAMPLING)
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_emits_the_tokens_of_earlier_versions(loaded: LoadedPair, method: str, sampling: str) -> None:

@@ -109,6 +109,7 @@ def test_turns_that_cannot_fit_are_refused_before_anything_is_written(workplace:
     assert "lower max_new_tokens" in result.output
 
 
+@pytest.mark.slow
 def test_a_categorys_name_may_be_anything(workplace: Path) -> None:
     rows = (DATA / "spec_bench.jsonl").read_text().replace('"rag"', '"Q&A/é"')
     (workplace / "mine.jsonl").write_text(rows)

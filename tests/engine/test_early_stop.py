@@ -87,6 +87,7 @@ def test_a_judge_gets_the_rows_of_as_many_tokens_as_were_drafted() -> None:
     assert out.num_draft_calls <= out.num_drafted + out.num_rounds
 
 
+@pytest.mark.at_most(fast=1)
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_greedy_output_equals_generate(pair: Callable[[str], dict[str, HFModel]], family: str) -> None:
     models = pair(family)

@@ -91,6 +91,7 @@ def expected(model: HFModel, prompt: list[int], eos: list[int], least: int) -> l
     return [int(i) for i in ids[0, len(prompt) :]]
 
 
+@pytest.mark.at_most(fast=1)
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("family", ["llama", "gpt2"])  # the native forward, and transformers'
 def test_greedy_output_equals_generates(pair: Pair, family: str, batch: int) -> None:

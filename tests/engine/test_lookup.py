@@ -74,6 +74,7 @@ def test_a_text_that_repeats_is_offered_whole_however_short_its_period() -> None
     assert Ngrams(3).continuation([9], 3) == []
 
 
+@pytest.mark.at_most(fast=3)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_greedy_output_equals_generate_without_a_draft(pair: Callable[[str], dict[str, HFModel]], family: str) -> None:
     target = pair(family)["target"]

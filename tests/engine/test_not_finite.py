@@ -177,6 +177,7 @@ class Noting(HFModel):
         return False  # step by step, each through `feed`
 
 
+@pytest.mark.at_most(fast=14)
 @pytest.mark.parametrize("role", ["target", "draft"])
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
 @pytest.mark.parametrize("method", ["baseline", "chain", "specexec"])

@@ -201,6 +201,7 @@ def test_what_it_proposes(ids: list[int], most: int, factor: float, least: float
     assert suffix_automaton.SuffixIndex().continuation(ids, SuffixLengths(most, factor, least)) == expected
 
 
+@pytest.mark.at_most(fast=2)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_greedy_output_equals_generate(pair: Callable[[str], dict[str, HFModel]], family: str) -> None:
     models = pair(family)

@@ -41,13 +41,14 @@ CHAINS: dict[str, Callable[[Warp], Any]] = {
     "lookup": lambda warp: Chain(Lookup(4), Lossless(), warp),
 }
 JUDGE = Judged(lambda x: torch.sigmoid(x.sum(-1)), ("target_token",), 0.4, (2,), Needs(target=True))
-LENGTH = 8
+LENGTH = 4
 
 
 def engine(captured: bool, **more: Any) -> Engine:
     return Engine({role: on_fake_device(graphs=Tape() if captured else "off") for role in ("target", "draft")}, **more)
 
 
+@pytest.mark.at_most(fast=14)
 @pytest.mark.parametrize("captured", [False, True])
 @pytest.mark.parametrize("warp", WARPS)
 @pytest.mark.parametrize("method", CHAINS)
@@ -70,6 +71,7 @@ def test_a_window_waits_once_a_round(captured: bool) -> None:
     assert waits.counts == {"tolist": out.num_rounds}
 
 
+@pytest.mark.at_most(fast=3)
 @pytest.mark.parametrize("captured", [False, True])
 @pytest.mark.parametrize("warp", WARPS)
 @pytest.mark.parametrize("rule", [None, JUDGE], ids=["drawn", "judged"])
@@ -86,6 +88,7 @@ def test_a_trees_round_waits_once_and_for_each_forward_of_a_draft_that_is_not_re
     assert out.num_draft_calls > out.num_rounds or captured, "trees of one level say little"
 
 
+@pytest.mark.at_most(fast=5)
 @pytest.mark.parametrize("captured", [False, True])
 @pytest.mark.parametrize("warp", WARPS)
 @pytest.mark.parametrize("method", ["baseline", "chain", "block", "top-k"])
@@ -97,6 +100,7 @@ def test_rows_that_are_decoded_together_wait_together(method: str, warp: str, ca
     assert waits.counts == {"tolist": LENGTH}
 
 
+@pytest.mark.at_most(fast=3)
 @pytest.mark.parametrize("rows", [1, 3])
 @pytest.mark.parametrize("warp", WARPS)
 @pytest.mark.parametrize("costs", [None, RelativeCosts(0.2, (1.0, 1.1))])

@@ -64,6 +64,7 @@ def decoders(temperature: float) -> Iterator[tuple[str, Decoder, bool]]:
     yield "judged tree", SpecExec(8, 3, warp, rule=judge(0.6, "target")), True
 
 
+@pytest.mark.at_most(fast=1)
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
 @pytest.mark.parametrize("eos", [(), (0,)])
 def test_a_traced_decoder_decodes_the_same_and_its_origins_add_up_to_the_counts(

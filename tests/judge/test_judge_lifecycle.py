@@ -141,6 +141,7 @@ def test_train_judge_compares_calibrates_logs_and_registers(workplace: Path) -> 
     assert version.version in (1, "1")
 
 
+@pytest.mark.slow
 def test_a_judge_is_loaded_by_every_address_and_nothing_is_pickled(workplace: Path) -> None:
     label_set(workplace / "labels")
     assert train("--labels", "labels", "--output", "judge", "--kinds", "mlp").exit_code == 0
@@ -356,6 +357,7 @@ MISFITS = {
 }
 
 
+@pytest.mark.at_most(fast=2)
 @pytest.mark.parametrize("name", MISFITS)
 def test_a_judge_made_for_something_else_is_refused_and_the_field_named(workplace: Path, name: str) -> None:
     judge = judge_for("toy_quick", features.mode("both"))

@@ -416,6 +416,7 @@ def pairs_by_eos(models: dict[str, Any], num_examples: int) -> Iterator[tuple[An
         yield module.Pair(module.ToyText(96), models, eos), examples[place::7]
 
 
+@pytest.mark.at_most(fast=1)
 @pytest.mark.parametrize("family", ["llama", "qwen2", "gpt2"])
 def test_random_models_give_the_literal_procedures_labels(pair: Callable[[str], Any], family: str) -> None:
     """Several tokens end a text; the literal procedure's forwards are counted one by one."""
@@ -440,6 +441,7 @@ def test_random_models_give_the_literal_procedures_labels(pair: Callable[[str], 
             assert important
 
 
+@pytest.mark.at_most(fast=1)
 @pytest.mark.parametrize("family", slow_for(["llama", "mistral_window", "gpt2"], "mistral_window"))
 def test_random_models_give_the_same_labels_several_at_a_time(pair: Callable[[str], Any], family: str) -> None:
     task, num_labels = Reads("the sum modulo 3"), 0

@@ -124,7 +124,10 @@ def test_logits_of_every_part(case: str) -> None:
     assert_logits(HFModel(copy.deepcopy(module), "plain"), with_kernels(module, "kernels"), (11, 1), 4)
 
 
-@pytest.mark.parametrize("window,products", [(0, False), (12, False), pytest.param(0, True, marks=pytest.mark.nightly)])
+@pytest.mark.parametrize(
+    "window,products",
+    [(12, False), *(pytest.param(0, products, marks=pytest.mark.nightly) for products in (False, True))],
+)
 def test_an_invariant_forward_with_kernels(window: int, products: bool) -> None:
     """Recorded or not, in tiles, where products have no kernel: rows, a tree, a piece, and rows of a batch."""
     kind, more = ("mistral", {"sliding_window": window}) if window else ("llama", {})

@@ -45,6 +45,7 @@ def models(case: str, **more: Any) -> tuple[HFModel, HFModel]:
     return reference, model
 
 
+@pytest.mark.at_most(fast=40)
 @pytest.mark.parametrize("case", CASES)
 def test_logits_and_hidden_states_are_those_of_transformers(case: str) -> None:
     """In one piece and in many, longer than the windows, after a rewind, in a tree, and after the path kept of it."""

@@ -53,6 +53,7 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> tuple[ReferenceHead, dict
     return reference, with_head(target, reference, tmp_path_factory.mktemp("head"))
 
 
+@pytest.mark.at_most(fast=2)
 @pytest.mark.parametrize("name", slow_for(DECODERS, "no bonus", "stops early"))
 def test_greedy_output_equals_generate(llama: tuple[ReferenceHead, dict[Any, Any]], name: str) -> None:
     _, models = llama

@@ -69,6 +69,7 @@ def test_chains(tmp_path: Path, drafted: Any, head: str) -> None:
     check(reference, drafted)
 
 
+@pytest.mark.at_most(fast=2)
 @pytest.mark.parametrize("head", HEADS)
 def test_recorded_chains(tmp_path: Path, drafted: Any, head: str) -> None:
     """One replay for each chain, whatever it catches up on: drafts that were rejected, and tokens of others."""

@@ -119,6 +119,7 @@ def test_captured_decoding_gives_the_same_tokens_and_counts(both: Any, family: s
     assert accepted > 0, "no chain was ever accepted whole: two tokens were never fed first"
 
 
+@pytest.mark.at_most(fast=4)
 @pytest.mark.parametrize("feed_last_token", [False, True])
 @pytest.mark.parametrize("verification", ["token", "block"])
 @pytest.mark.parametrize("warp", WARPS)
@@ -148,6 +149,7 @@ def test_a_chain_ends_inside_its_recording(warp: str, verification: str, feed_la
         assert tape.num_skipped > was[1]
 
 
+@pytest.mark.at_most(fast=8)
 @pytest.mark.parametrize("by_round", [False, True])
 @pytest.mark.parametrize("recorded", [True, False])
 @pytest.mark.parametrize("warp", WARPS)

@@ -27,6 +27,7 @@ DECODERS: dict[str, Decoder] = {
 Pair = Callable[[str], dict[str, HFModel]]
 
 
+@pytest.mark.at_most(fast=16)
 @pytest.mark.parametrize("decoder", DECODERS)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_greedy_output_equals_generate(pair: Pair, family: str, decoder: str) -> None:
@@ -42,6 +43,7 @@ def test_greedy_output_equals_generate(pair: Pair, family: str, decoder: str) ->
         assert accepted > 0, "no draft was ever accepted: the test says little"
 
 
+@pytest.mark.at_most(fast=3)
 @pytest.mark.parametrize("family", slow_for(FAMILIES, "gpt_oss"))
 def test_the_cache_changes_nothing(pair: Pair, family: str) -> None:
     models = pair(family)

@@ -63,6 +63,7 @@ def counted(kernels: Kernels, calls: Counter[str]) -> Kernels:
     return Kernels(*(counting(name) for name in NAMES))
 
 
+@pytest.mark.at_most(fast=30)
 @pytest.mark.parametrize("case", CASES)
 def test_recorded_forwards_with_kernels_give_the_same_logits(case: str) -> None:
     """Chains of 1, 5 and 9 tokens, a tree and the path kept of it, for every part that a block may have."""

@@ -41,6 +41,7 @@ def models(folders: Callable[[str], Path], kind: str, monkeypatch: pytest.Monkey
     return mtp_models(folders(kind), kind, monkeypatch)
 
 
+@pytest.mark.at_most(fast=2)
 @pytest.mark.parametrize("cached", [True, False])
 @pytest.mark.parametrize("kind", ["mellum", "deepseek_v3", "bailing_hybrid"])
 def test_rows_are_those_of_a_whole_forward(
@@ -69,6 +70,7 @@ def test_rows_are_those_of_a_whole_forward(
         assert torch.allclose(chain.q, q, atol=2e-5)
 
 
+@pytest.mark.at_most(fast=1)
 @pytest.mark.parametrize("kind", FAMILIES)
 def test_greedy_output_equals_generate(models: dict[Any, Any], kind: str) -> None:
     num = models["draft"].num_layers

@@ -77,6 +77,7 @@ def test_no_layer_is_held_between_calls(
     assert (plain.facts()["offload"], plain.facts()["offloaded_bytes"]) == ("none", 0)
 
 
+@pytest.mark.at_most(fast=1)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("family", FAMILIES[:2])
 def test_greedy_output_equals_generate(held: Callable[[str, str], HFModel], pair: Callable[[str], dict[str, HFModel]],

@@ -107,6 +107,7 @@ def test_its_weights_are_the_targets() -> None:
     assert len(target.module.model.layers) == 4, "the target keeps its layers"
 
 
+@pytest.mark.at_most(fast=4)
 @pytest.mark.parametrize("name", DECODERS)
 @pytest.mark.parametrize(
     ("layers", "forwards"),
@@ -132,6 +133,7 @@ def test_greedy_output_equals_generate(name: str, layers: tuple[int, ...], forwa
     assert accepted > 0 or name == "draft alone"
 
 
+@pytest.mark.at_most(fast=1)
 @pytest.mark.parametrize("family", ["gemma2", "gpt2", "lfm2"])
 def test_other_forwards_and_caches_decode_as_generate_does(family: str) -> None:
     models = with_layers(target_of(family), 0, 1)

@@ -175,6 +175,7 @@ def test_a_draft_goes_back_to_any_of_its_last_tokens_without_a_replay() -> None:
         assert len(session._copies) <= replay.MOST_COPIES
 
 
+@pytest.mark.at_most(fast=8)
 @pytest.mark.parametrize("sampling", SAMPLINGS, ids=names)
 @pytest.mark.parametrize("gamma,vocab,length", [(1, 3, 5), (2, 3, 5), (3, 2, 6)])
 def test_the_output_distribution_is_the_targets(gamma: int, vocab: int, length: int, sampling: Any) -> None:

@@ -86,6 +86,7 @@ def usage_of(outs: Sequence[specexp.Output], num_prompt: int) -> dict[str, int]:
     }  # fmt: skip
 
 
+@pytest.mark.at_most(fast=3)
 @pytest.mark.parametrize("given, asked", SAMPLING, ids=str)
 def test_answers_are_those_of_generate(
     client: TestClient, pair: specexp.LoadedPair, given: dict[str, Any], asked: dict[str, Any]

@@ -90,6 +90,7 @@ def row(out: specexp.Output) -> dict[str, Any]:
     }
 
 
+@pytest.mark.at_most(fast=3)
 @pytest.mark.parametrize("params", SAMPLING, ids=str)
 def test_it_answers_as_the_python_door_does(model: Any, pair: specexp.LoadedPair, params: dict[str, Any]) -> None:
     expected = [row(pair.generate(prompt, **params)) for prompt in PROMPTS]

@@ -63,6 +63,7 @@ def test_a_store_that_is_not_there_stops_no_decoding(
     assert all_held(workplace / "after") == before
 
 
+@pytest.mark.at_most(fast=1)
 @pytest.mark.parametrize("answer_lost", [False, True])
 def test_an_upload_that_breaks_off_anywhere_goes_on_without_doubles(
     workplace: Path, empty_store: Path, answer_lost: bool
