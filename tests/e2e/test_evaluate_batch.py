@@ -30,6 +30,7 @@ def contents(folder: Path) -> list[dict[str, Any]]:
     return [{k: round(v, 3) if k == "overlap" else v for k, v in r.items() if k != "settings_hash"} for r in rows]
 
 
+@pytest.mark.at_most(slow=1)
 @pytest.mark.slow
 @pytest.mark.parametrize("temperature", ["0", "0.8"])
 def test_a_batch_records_what_batch_1_records(workplace: Path, temperature: str) -> None:
@@ -42,6 +43,7 @@ def test_a_batch_records_what_batch_1_records(workplace: Path, temperature: str)
     assert len(hashes) == 2, "a batch is part of the configuration"
 
 
+@pytest.mark.at_most(slow=1)
 @pytest.mark.slow
 @pytest.mark.parametrize("history", ["baseline", "own"])
 def test_second_turns_go_on_behind_first_ones_in_a_batch_too(workplace: Path, history: str) -> None:
@@ -122,6 +124,7 @@ def test_prompts_are_decoded_together(workplace: Path, monkeypatch: pytest.Monke
     assert sum(seen) / len(seen) > 2.5
 
 
+@pytest.mark.at_most(slow=1)
 @pytest.mark.slow
 @pytest.mark.parametrize("arguments", [SMALL, TURNS], ids=["one turn", "two turns"])
 def test_an_interrupted_batch_goes_on_and_ends_as_if_nothing_had_happened(

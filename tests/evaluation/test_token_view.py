@@ -116,6 +116,7 @@ def check_columns(tokens: Mapping[str, list[Any]], models: list[str], method: Ma
             assert (row["p_rank"] == 1) <= (row["first_id"] == row["id"] or row["first_p"] == row["p"])
 
 
+@pytest.mark.at_most(slow=1)
 @pytest.mark.slow
 @pytest.mark.parametrize("temperature", ["0", "0.9"])
 def test_every_count_of_the_records_is_found_again(workplace: Path, temperature: str) -> None:

@@ -77,6 +77,7 @@ def evaluated(place: Place | None, output: str, *arguments: str, dtype: str = "f
     return ids_of(Path(output))
 
 
+@pytest.mark.parametrize("place", [PLACES[0], pytest.param(STAND_IN, marks=pytest.mark.nightly)], indirect=True)
 def test_the_main_job_mines_and_decodes_as_on_a_cpu(place: Place, workplace: Path) -> None:
     """Labels, lossless methods, and with one judge AutoJudge: judges are trained on states that differ by rounding."""
     given = ["--mine", place.few(150, 24), "--limit", place.few(12, 1), "--max-new-tokens", place.few(160, 128)]
@@ -103,7 +104,7 @@ def test_the_main_job_mines_and_decodes_as_on_a_cpu(place: Place, workplace: Pat
     assert evaluated(place, "judged", *judge) == evaluated(None, "judged-cpu", *judge)
 
 
-@pytest.mark.parametrize("temperature", ["0", "0.7"])
+@at_one_temperature("0.7")
 def test_every_method(place: Place, workplace: Path, temperature: str) -> None:
     given = ["--methods", METHODS[place.name, temperature], "--temperature", temperature,
              "--limit", place.few(6, 1), "--max-new-tokens", place.few(120, 16)]  # fmt: skip

@@ -149,7 +149,7 @@ def test_a_chain_ends_inside_its_recording(warp: str, verification: str, feed_la
         assert tape.num_skipped > was[1]
 
 
-@pytest.mark.at_most(fast=8)
+@pytest.mark.at_most(fast=16)
 @pytest.mark.parametrize("by_round", [False, True])
 @pytest.mark.parametrize("recorded", [True, False])
 @pytest.mark.parametrize("warp", WARPS)
