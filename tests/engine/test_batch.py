@@ -155,7 +155,7 @@ def disagreements(lab: Lab, rows: int, requests: Sequence[Any], expected: Sequen
                 yield f"prompt {place}: {name} is {answers[place][name]}, not {value}"
 
 
-@pytest.mark.at_most(fast=2)
+@pytest.mark.at_most(fast=2, slow=3)
 @pytest.mark.parametrize("temperature", TEMPERATURES)
 @pytest.mark.parametrize("lab", slow_for(["toy", *FAMILIES], "gpt2", "qwen2", "mistral_window", "phi"), indirect=True)
 def test_every_method_gives_together_what_it_gives_alone(lab: Lab, temperature: float) -> None:
@@ -169,6 +169,7 @@ def test_every_method_gives_together_what_it_gives_alone(lab: Lab, temperature: 
     assert min(ends["stop"], ends["length"]) > 5
 
 
+@pytest.mark.at_most(slow=2)
 @pytest.mark.slow
 @pytest.mark.parametrize("temperature", TEMPERATURES)
 @pytest.mark.parametrize("lab", ["toy", "llama", "gpt2"], indirect=True)

@@ -122,6 +122,7 @@ def test_rows_are_decoded_as_each_alone(both: Any, warp: str, method: str) -> No
     check(*both("llama"), requests(METHODS[method](WARPS[warp]), method), 3)
 
 
+@pytest.mark.at_most(slow=3)
 @pytest.mark.slow
 @pytest.mark.parametrize("warp", WARPS)
 @pytest.mark.parametrize("family", FAMILIES)
@@ -130,6 +131,7 @@ def test_every_method_of_every_family(both: Any, family: str, warp: str) -> None
         check(*both(family), requests(make(WARPS[warp]), name), 3)
 
 
+@pytest.mark.at_most(slow=2)
 @pytest.mark.slow
 @pytest.mark.parametrize("rows", [2, 5, 7, 33])
 def test_methods_are_mixed_on_any_number_of_rows(both: Any, rows: int) -> None:
