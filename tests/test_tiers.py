@@ -64,6 +64,10 @@ def collected(pytester: pytest.Pytester) -> pytest.Pytester:
         @pytest.mark.parametrize("x", [0, 1])
         def test_neither(x): pass
 
+        @pytest.mark.at_most(fast=0, slow=0)
+        @pytest.mark.parametrize("device", ["cpu", "cuda"])
+        def test_of_gpu(device): pass
+
         @pytest.mark.at_most(fast=2, slow=0)
         @pytest.mark.parametrize("x", [[], ["a"]])
         @pytest.mark.parametrize("y", ["b", "c"])
@@ -77,9 +81,9 @@ def collected(pytester: pytest.Pytester) -> pytest.Pytester:
 @pytest.mark.parametrize(
     ("marks", "names"),
     [
-        ("not slow and not nightly", "both[0] both[1] slow[0] neither[0] neither[1] two[b-x0] two[c-x1]"),
+        ("not slow and not nightly", "both[0] both[1] slow[0] neither[0] neither[1] of_gpu[cuda] two[b-x0] two[c-x1]"),
         ("slow and not nightly", "both[2] both[3] both[4] slow[1]"),
-        ("nightly", "both[5] both[6] slow[2] two[b-x1] two[c-x0]"),
+        ("nightly", "both[5] both[6] slow[2] of_gpu[cpu] two[b-x1] two[c-x0]"),
     ],
 )
 def test_each_set_is_in_one_tier(collected: pytest.Pytester, marks: str, names: str) -> None:

@@ -2,7 +2,8 @@
 
 So many of them run in the fast tier, so many of the rest in the slow tier, and the others nightly; a tier that is not
 named takes all that comes to it. Those are taken first that show most values, and most pairs of values, for the first
-time, and then those whose values are the rarest so far: a few sets of a matrix have each of its values.
+time, and then those whose values are the rarest so far: a few sets of a matrix have each of its values. Sets for a GPU
+stay in their tier.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ def assign(items: Sequence[pytest.Item]) -> None:
     """Mark the parameter sets that `at_most` leaves out of a tier as the next tier's."""
     tests = defaultdict[object, list[pytest.Item]](list)
     for item in items:
-        if item.get_closest_marker("at_most"):
+        if item.get_closest_marker("at_most") and not _on_gpu(item):
             tests[item.nodeid.partition("[")[0]].append(item)
     for sets in tests.values():
         marker = sets[0].get_closest_marker("at_most")
@@ -60,6 +61,10 @@ def assign(items: Sequence[pytest.Item]) -> None:
             for place, item in enumerate(of_tier):
                 if place not in kept:
                     item.add_marker(following)
+
+
+def _on_gpu(item: pytest.Item) -> bool:
+    return any(isinstance(value, str) and value == "cuda" for value in item.callspec.params.values())  # type: ignore[attr-defined]
 
 
 def _tier(item: pytest.Item) -> str:

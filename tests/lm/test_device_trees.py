@@ -76,6 +76,7 @@ def compare(family: str, decoders: list[SpecExec], length: int = 24) -> tuple[in
     return accepted, tape.num_skipped
 
 
+@pytest.mark.at_most(slow=2)
 @pytest.mark.slow
 @pytest.mark.parametrize("warp", WARPS)
 @pytest.mark.parametrize("family", ["llama", "qwen2", "mistral_window"])

@@ -103,7 +103,7 @@ def test_rows_are_those_of_a_block_without_a_cache(
             assert torch.allclose(chain.q, warp(whole_block(models, ids))[:num], atol=2e-5)
 
 
-@pytest.mark.at_most(fast=1)
+@pytest.mark.at_most(fast=1, slow=2)
 @pytest.mark.parametrize("kind", slow_for((*FAMILIES, *LAYOUTS), "qwen3_next", SPECULATORS))
 def test_greedy_output_equals_generate(models: dict[Any, Any], kind: str) -> None:
     decoders = {

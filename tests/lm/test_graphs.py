@@ -87,6 +87,7 @@ def decoders(warp: Warp) -> Iterator[Decoder]:
     yield SpecExec(24, 4, warp, rule=judge)
 
 
+@pytest.mark.at_most(slow=3)
 @pytest.mark.slow
 @pytest.mark.parametrize("warp", WARPS)
 @pytest.mark.parametrize("family", FAMILIES)
@@ -149,7 +150,7 @@ def test_a_chain_ends_inside_its_recording(warp: str, verification: str, feed_la
         assert tape.num_skipped > was[1]
 
 
-@pytest.mark.at_most(fast=16)
+@pytest.mark.at_most(fast=8)
 @pytest.mark.parametrize("by_round", [False, True])
 @pytest.mark.parametrize("recorded", [True, False])
 @pytest.mark.parametrize("warp", WARPS)
