@@ -203,7 +203,7 @@ def test_with_costs_that_hold_other_drafts_take_what_is_predicted() -> None:
     assert shown["adapts"]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_sampled_drafts_of_every_kind_take_about_what_is_predicted(tmp_path: Path) -> None:
     """A run's outputs are other samples than those that predictions are made from."""
     file = tmp_path / "kinds.yaml"

@@ -47,7 +47,7 @@ def tiny(kind: str, folder: Path, temperature: float, monkeypatch: pytest.Monkey
     return replace(prepared, prompts=texts)
 
 
-@pytest.mark.at_most(slow=2)
+@pytest.mark.at_most(slow=1)
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["mtp", "dflash"])
 @pytest.mark.parametrize("temperature", [0.0, pytest.param(0.8, marks=pytest.mark.slow)])

@@ -110,7 +110,7 @@ def test_a_decoder_with_a_bug_is_found_out(workplace: Path, monkeypatch: pytest.
     assert "outputs differ from generate()'s" in result.output
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_without_mlflow_it_prints_and_writes_and_makes_no_run(workplace: Path) -> None:
     code = (
         "import sys\n"

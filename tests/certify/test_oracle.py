@@ -166,7 +166,7 @@ def test_the_unchanged_package_passes_the_same_checks(proposing: str, verificati
     assert caught_by(nothing, PROPOSING[proposing], verification) is None
 
 
-@pytest.mark.at_most(slow=20)
+@pytest.mark.at_most(slow=10)
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "bug,proposing,verification",

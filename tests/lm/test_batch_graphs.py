@@ -122,7 +122,7 @@ def test_rows_are_decoded_as_each_alone(both: Any, warp: str, method: str) -> No
     check(*both("llama"), requests(METHODS[method](WARPS[warp]), method), 3)
 
 
-@pytest.mark.at_most(slow=3)
+@pytest.mark.at_most(slow=2)
 @pytest.mark.slow
 @pytest.mark.parametrize("warp", WARPS)
 @pytest.mark.parametrize("family", FAMILIES)

@@ -174,7 +174,7 @@ def test_drafts_over_common_tokens_are_those_of_whole_forwards(pairs: Any, kind:
     assert sum(accepted) > 15
 
 
-@pytest.mark.at_most(fast=1)
+@pytest.mark.at_most(fast=1, slow=4)
 @pytest.mark.parametrize("temperature", [0.0, 0.9])
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("kind", slow_for(KINDS, "permuted", "fewer"))
@@ -367,6 +367,7 @@ def test_refusals_that_need_the_tokenizers(folders: dict[str, Path]) -> None:
         config.resolve("arith_quick", {"target": {"model": "x", "vocabulary": "text"}})
 
 
+@pytest.mark.at_most(slow=1)
 @pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
 def test_an_evaluation(workplace: Path, folders: dict[str, Path], way: str) -> None:

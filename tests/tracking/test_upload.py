@@ -296,7 +296,7 @@ def test_four_at_once_in_an_empty_folder_lose_nothing(tmp_path: Path, monkeypatc
     all_there()
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_four_at_once_on_one_server_lose_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with serving(tmp_path / "server") as server:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", server.address)

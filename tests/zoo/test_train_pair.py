@@ -161,7 +161,7 @@ def test_a_shipped_model_has_the_size_of_its_recipe(task: str, folder: str) -> N
         assert (config.num_hidden_layers, config.hidden_size) == (recipe.layers, recipe.hidden)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     "task,folder,count", [(TASKS["arith"], "zoo:", 100), (SmallFunctions(Sandbox()), "zoo:code/", 60)]
 )
