@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # A component imports from components in rows above its own in this list, and from others in its own row.
 ROWS = [
     {"errors"},
-    {"addresses", "bugs", "signals"},
+    {"addresses", "bugs", "installed", "signals"},
     {"answers", "reading", "sandbox", "sequences"},
     {"tasks", "decoding", "programs"},
     {"method_specs", "draft_faults", "engines", "lm"},

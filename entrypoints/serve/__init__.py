@@ -9,7 +9,6 @@ import threading
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +19,7 @@ from specexp.command_line import guarded, own_options, print_notes, settings_opt
 from specexp.config import single
 from specexp.config.parsers import MOST_TOGETHER, whole
 from specexp.errors import ConfigError
+from specexp.installed import is_installed
 from specexp.method_specs import takers
 from specexp.pair import first_look
 from specexp.serving.allocator import freeze_startup, share_one_arena
@@ -99,7 +99,7 @@ def serve(experiment: str, method: str, own: Mapping[str, str], flags: Mapping[s
             f"most_new_tokens is {options.most_new_tokens}; it must be at least max_new_tokens, which is"
             f" {asked.max_new_tokens}."
         )
-    if missing := [name for name in NEEDED if find_spec(name) is None]:
+    if missing := [name for name in NEEDED if not is_installed(name)]:
         raise ConfigError(f"serve needs {' and '.join(missing)}; install them with pip install 'specexp[serve]'.")
     first_look.check(asked)
     if unused := unused_settings(flags.get("config", ""), method):

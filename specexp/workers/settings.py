@@ -8,7 +8,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib.util import find_spec
 from typing import Any
 
 from specexp.config import Experiment
@@ -16,6 +15,7 @@ from specexp.config.command_options import WORKERS
 from specexp.config.parsers import real, whole
 from specexp.engines.served_methods import SERVED
 from specexp.errors import ConfigError, shown
+from specexp.installed import is_installed
 
 AUTO, LOCAL = "auto", "local"
 MOST_WORKERS = 10_000
@@ -76,7 +76,7 @@ def parse(options: Mapping[str, str]) -> WorkerSettings | None:
         raise ConfigError(faults)
     if not values.get("workers"):
         return None
-    if find_spec("ray") is None:
+    if not is_installed("ray"):
         raise ConfigError("workers are processes of Ray, which is not installed; pip install 'specexp[ray]'.")
     fields = {"workers": "number", "ray": "ray", "gpus_per_worker": "gpus", "cpus_per_worker": "cpus"}
     return WorkerSettings(**{fields[name]: value for name, value in values.items()})

@@ -134,7 +134,7 @@ def test_bad_models(workplace: Path, breaker: Any) -> None:
 
 
 def test_a_quantization_without_its_package(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loading, "find_spec", lambda name: None)
+    monkeypatch.setattr(loading, "is_installed", lambda name: False)
     (workplace / "mine.yaml").write_text("target: {quantization: int8}\n")
     refused(
         evaluate("--config", "mine.yaml", "--output", "out"),

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from specexp.installed import is_installed
+
 HERE = Path(__file__).parent
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    reason = "Triton is not installed: make test-kernels" if find_spec("triton") is None else ""
+    reason = "Triton is not installed: make test-kernels" if not is_installed("triton") else ""
     if not reason and os.environ.get("TRITON_INTERPRET") != "1":
         reason = "TRITON_INTERPRET is not 1: make test-kernels"
     for item in items:
@@ -26,7 +27,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def _rows_of_a_dot_are_summed_alike() -> Iterator[None]:
     """As a GPU's instruction sums them. The interpreter takes NumPy's product, in which the order of a row's sums may
     depend on its place, by CPU: OpenBLAS computes the rows of a block of 16 in groups of 6 on some."""
-    if find_spec("triton") is None:
+    if not is_installed("triton"):
         yield
         return
     from triton.runtime.interpreter import InterpreterBuilder, TensorHandle

@@ -7,7 +7,6 @@ transformers' forward decodes them. Those that need a package are skipped withou
 from __future__ import annotations
 
 import json
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -23,6 +22,7 @@ from specexp.decoding.rng import CertainRng
 from specexp.engine import Engine
 from specexp.engine.engine import Request
 from specexp.errors import ModelError
+from specexp.installed import is_installed
 from specexp.lm.hf import loading
 from specexp.lm.hf.loading import load_model, read_config
 from specexp.lm.runtime import ModelConfig
@@ -36,7 +36,7 @@ CASES = [pytest.param(kind, marks=[] if kind == "fp8" else pytest.mark.slow) for
 @pytest.mark.parametrize("kind", CASES)
 def test_every_method_gives_the_tokens_of_generate(tmp_path: Path, kind: str) -> None:
     write, forward = KINDS[kind]
-    if kind in PACKAGES and find_spec(PACKAGES[kind]) is None:
+    if kind in PACKAGES and not is_installed(PACKAGES[kind]):
         pytest.skip(f"{PACKAGES[kind]} is not installed: make test-quantized")
     values = write(tmp_path)
     model = load_model(ModelConfig(str(tmp_path)))
@@ -76,7 +76,7 @@ def _with(folder: Path, quantization: dict[str, Any]) -> ModelConfig:
 def test_a_package_that_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     more = {"bits": 4} if kind != "quanto" else {}
     model = _with(tmp_path, {"quant_method": kind, **more})
-    monkeypatch.setattr("specexp.lm.configs.config_check.find_spec", lambda name: None)
+    monkeypatch.setattr("specexp.lm.configs.config_check.is_installed", lambda name: False)
     words = rf"has quantized weights \({kind}\), which need what is not installed: pip install"
     for look in (lambda: read_config(model), lambda: _first_look(model)):
         with pytest.raises(ModelError, match=words):

@@ -9,7 +9,6 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,6 +18,7 @@ from click.testing import CliRunner
 from helpers.simulated_pool import SimulatedPool
 from specexp import config
 from specexp.errors import ConfigError, ModelError, OutputError, WorkerError
+from specexp.installed import is_installed
 from specexp.scale.comparison import compared, handout_costs, replayed, report
 from specexp.scale.measure_command import command, replay
 from specexp.scale.measured_work import MeasuredEvaluation, MeasuredMining
@@ -312,7 +312,7 @@ def test_mining_and_evaluation_are_measured_with_the_same_results(workplace: Pat
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed: make test-ray installs it")
+@pytest.mark.skipif(not is_installed("ray"), reason="Ray is not installed: make test-ray installs it")
 def test_the_command_measures_on_ray_and_shows_it_again(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     more = [

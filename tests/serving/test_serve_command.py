@@ -78,7 +78,7 @@ def test_the_first_token_does_not_wait_for_an_acknowledgement() -> None:
 
 
 def test_a_missing_package_is_named_with_the_way_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(serve, "find_spec", lambda name: None if name == "prometheus_client" else object())
+    monkeypatch.setattr(serve, "is_installed", lambda name: name != "prometheus_client")
     result = CliRunner().invoke(serve.command, [])
     assert result.exit_code == 2, result.output
     assert "serve needs prometheus_client; install them with pip install 'specexp[serve]'." in result.output

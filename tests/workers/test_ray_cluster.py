@@ -13,7 +13,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +24,13 @@ from helpers.cli_runner import comparison_runs, records
 from helpers.fatal_job import FatalJob
 from helpers.started_server import free_port
 from specexp.errors import ModelError, WorkerError
+from specexp.installed import is_installed
 from specexp.workers.dispatch import Crew
 from specexp.workers.settings import WorkerSettings
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed: make test-ray installs it"),
+    pytest.mark.skipif(not is_installed("ray"), reason="Ray is not installed: make test-ray installs it"),
     pytest.mark.filterwarnings("default"),  # Ray's own
 ]
 ROOT = Path(__file__).resolve().parents[2]

@@ -12,7 +12,7 @@ from specexp.workers.settings import WorkerSettings, parse
 
 @pytest.fixture(autouse=True)
 def installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(settings, "find_spec", lambda name: object())
+    monkeypatch.setattr(settings, "is_installed", lambda name: True)
 
 
 def test_unset_options_are_no_workers() -> None:
@@ -55,7 +55,7 @@ def test_all_faults_come_at_once() -> None:
 
 
 def test_without_ray_a_sentence_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(settings, "find_spec", lambda name: None)
+    monkeypatch.setattr(settings, "is_installed", lambda name: False)
     is_refused(
         evaluate("--workers", "2"), "workers are processes of Ray, which is not installed; pip install 'specexp[ray]'."
     )

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from importlib.util import find_spec
 from typing import Any
 
 from specexp.errors import ModelError, shown
+from specexp.installed import is_installed
 from specexp.lm.runtime import ModelConfig
 
 SIZES = (
@@ -26,7 +26,7 @@ PACKAGES: dict[str, tuple[tuple[str, str], ...]] = {
     "bitsandbytes": (("bitsandbytes", "bitsandbytes"),),
     "compressed-tensors": (("compressed_tensors", "compressed-tensors"),),
     "fp8": (),
-    "gptq": (("gptqmodel", "gptqmodel"), ("optimum", "optimum")),
+    "gptq": (("gptqmodel", "gptqmodel"), ("optimum.gptq", "optimum")),
     "hqq": (("hqq", "hqq"),),
     "mxfp4": (),
     "quanto": (("optimum.quanto", "optimum-quanto"),),
@@ -81,18 +81,11 @@ def check_quantization(values: Any, config: ModelConfig) -> None:
                 f"model '{config.model}' has quantized weights ({kind}), and {setting} is {value}; leave {setting} out,"
                 " or name the model that it was quantized from."
             )
-    if missing := [package for module, package in PACKAGES[kind] if not _is_installed(module)]:
+    if missing := [package for module, package in PACKAGES[kind] if not is_installed(module)]:
         raise ModelError(
             f"model '{config.model}' has quantized weights ({kind}), which need what is not installed:"
             f" pip install {' '.join(missing)}."
         )
-
-
-def _is_installed(module: str) -> bool:
-    try:
-        return find_spec(module) is not None
-    except ModuleNotFoundError:  # the package that `module` is a part of is not there
-        return False
 
 
 def _no_good(name: str, file: str, faults: Sequence[str]) -> ModelError:

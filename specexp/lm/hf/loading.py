@@ -11,7 +11,6 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,7 @@ from transformers.distributed import DistributedConfig
 from transformers.utils import logging as transformers_logging
 
 from specexp.errors import ModelError, first_line
+from specexp.installed import is_installed
 from specexp.lm.configs.config_check import check_config, check_quantization, check_sizes, check_stops
 from specexp.lm.configs.layer_ranges import check_layers
 from specexp.lm.hf import generation_config, model_config
@@ -225,7 +225,7 @@ def _placement(config: ModelConfig) -> dict[str, Any]:
         raise ValueError(" ".join(faults))
     if config.device != "auto" and torch.device(config.device).type == "meta":
         raise ValueError("device meta holds no weights")
-    if config.quantization != "none" and find_spec("bitsandbytes") is None:
+    if config.quantization != "none" and not is_installed("bitsandbytes"):
         raise ValueError(f"quantization {config.quantization} needs the package 'bitsandbytes', which is not installed")
     result: dict[str, Any] = {"dtype": DTYPES[config.dtype]}
     if config.attention:

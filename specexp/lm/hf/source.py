@@ -9,11 +9,11 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from specexp.errors import ModelError, first_line
+from specexp.installed import is_installed
 from specexp.lm.runtime import ModelConfig
 from specexp.reading import decode, parse_json, path_of, read_bytes
 
@@ -120,7 +120,7 @@ def _adapted(folder: Path, name: str) -> Source:
 
 
 def _needed(package: str, name: str) -> None:
-    if find_spec(package) is None:
+    if not is_installed(package):
         raise ModelError(
             f"model '{name}' needs the package '{package}', which is not installed: pip install 'specexp[{package}]'."
         )

@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from specexp.errors import first_line
+from specexp.installed import is_installed
 from specexp.lm.kernels import reference
 from specexp.lm.kernels.product_cache import ProductCache, cache_folder, environment_of
 from specexp.lm.kernels.product_choice import ProductChoice, Tiling
@@ -52,7 +52,7 @@ class Heads:
 
 def kernels_of(device: torch.device, dtype: torch.dtype, size: int, blocks: Sequence[Heads]) -> Kernels:
     """The kernels for a model of hidden size `size` with such blocks, on a device: none on a CPU."""
-    if device.type != "cuda" or dtype not in TOLERANCE or find_spec("triton") is None:
+    if device.type != "cuda" or dtype not in TOLERANCE or not is_installed("triton"):
         return PYTORCH
     if torch.cuda.get_device_capability(device) < LEAST_CAPABILITY:
         return PYTORCH
