@@ -35,6 +35,8 @@ OPENAI := .real/openai
 LLAMA_CPP := .real/llama_cpp
 LLAMA_SERVER := .real/llama_server
 RAY := .real/ray
+# Those that want Ray itself: the others simulate it, in the other tiers.
+RAY_TESTS := tests/workers/test_ray_cluster.py tests/scale/test_measuring.py
 TRITON := .real/triton
 # Flows, recordings and trees on the device, masks, and what a large model costs.
 GPU_TESTS := tests/gpu tests/lm/test_graphs.py tests/lm/test_round_counts.py tests/lm/test_device_trees.py \
@@ -124,7 +126,7 @@ $(LLAMA_SERVER): Makefile
 
 # In a folder of its own, with what it imports. One test at a time: each has a cluster of several processes.
 test-ray: $(VENV)/.installed-test $(RAY)
-	PYTHONPATH=$(abspath $(RAY)) OMP_NUM_THREADS=1 pytest -m "not nightly" tests/workers tests/scale
+	PYTHONPATH=$(abspath $(RAY)) OMP_NUM_THREADS=1 pytest -m "not nightly" $(RAY_TESTS)
 
 $(RAY): Makefile
 	rm -rf $@
@@ -162,9 +164,10 @@ $(LLAMA_CPP): Makefile
 	CMAKE_ARGS="-DMTMD_BUILD=OFF -DLLAVA_BUILD=OFF" pip install --quiet --no-deps --target $@ llama-cpp-python==0.3.36
 	touch $@
 
-test-nightly: check real $(OPENAI) $(LLAMA_SERVER) $(LLAMA_CPP) $(LM_EVAL) $(TRITON)
+test-nightly: check real $(OPENAI) $(LLAMA_SERVER) $(LLAMA_CPP) $(LM_EVAL) $(RAY) $(TRITON)
 	PYTHONPATH=$(abspath $(OPENAI)):$(abspath $(LLAMA_SERVER)):$(abspath $(LLAMA_CPP)) $(PYTEST) -m nightly
 	PYTHONPATH=$(abspath $(LM_EVAL)) $(PYTEST) -m nightly tests/harness
+	PYTHONPATH=$(abspath $(RAY)) OMP_NUM_THREADS=1 pytest -m nightly $(RAY_TESTS)
 	PYTHONPATH=$(abspath $(TRITON)) TRITON_INTERPRET=1 $(PYTEST) -m nightly tests/kernels
 
 test-oldest: requirements-oldest.txt
