@@ -43,11 +43,9 @@ def place(request: pytest.FixtureRequest) -> Place:
     return Place(request.param)
 
 
-def at_one_temperature(of_stand_in: str, nightly: str = "") -> pytest.MarkDecorator:
-    """Both temperatures on a GPU, one on the stand-in, where a flow takes seconds, and one nightly."""
+def at_one_temperature(of_stand_in: str) -> pytest.MarkDecorator:
+    """Both temperatures on a GPU, one on the stand-in, where a flow takes seconds."""
     cases = [pytest.param(CUDA, t, marks=PLACES[0].marks) for t in ("0", "0.7")]
-    if nightly:
-        cases.append(pytest.param(STAND_IN, nightly, marks=pytest.mark.nightly))
     return pytest.mark.parametrize("place,temperature", [*cases, (STAND_IN, of_stand_in)], indirect=["place"])
 
 
@@ -79,7 +77,6 @@ def evaluated(place: Place | None, output: str, *arguments: str, dtype: str = "f
     return ids_of(Path(output))
 
 
-@pytest.mark.parametrize("place", [PLACES[0], pytest.param(STAND_IN, marks=pytest.mark.nightly)], indirect=True)
 def test_the_main_job_mines_and_decodes_as_on_a_cpu(place: Place, workplace: Path) -> None:
     """Labels, lossless methods, and with one judge AutoJudge: judges are trained on states that differ by rounding."""
     given = ["--mine", place.few(150, 24), "--limit", place.few(12, 1), "--max-new-tokens", place.few(160, 128)]
@@ -106,7 +103,7 @@ def test_the_main_job_mines_and_decodes_as_on_a_cpu(place: Place, workplace: Pat
     assert evaluated(place, "judged", *judge) == evaluated(None, "judged-cpu", *judge)
 
 
-@at_one_temperature("0.7", nightly="0")
+@pytest.mark.parametrize("temperature", ["0", "0.7"])
 def test_every_method(place: Place, workplace: Path, temperature: str) -> None:
     given = ["--methods", METHODS[place.name, temperature], "--temperature", temperature,
              "--limit", place.few(6, 1), "--max-new-tokens", place.few(120, 16)]  # fmt: skip
