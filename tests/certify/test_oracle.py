@@ -88,7 +88,7 @@ def test_it_holds_without_an_eos_without_the_bonus_and_without_a_cache(
     assert gap(got, expected) < EXACT
 
 
-@pytest.mark.at_most(slow=60)
+@pytest.mark.at_most(slow=30)
 @pytest.mark.slow
 @pytest.mark.parametrize("sampling", SAMPLINGS, ids=names)
 @pytest.mark.parametrize("gamma,vocab,length", SIZES)

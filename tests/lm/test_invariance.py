@@ -73,6 +73,7 @@ def differing(model: HFModel, ids: Sequence[int] | None = None) -> list[invarian
     return [each for each in made if each.num_differing]
 
 
+@pytest.mark.at_most(slow=20)
 @pytest.mark.parametrize("family,dtype,recorded", one_fast(product(FAMILIES, DTYPES, (False, True))))
 def test_logits_are_the_same_bits_for_all_rows_trees_buckets_and_neighbours(
     family: str, dtype: str, recorded: bool
