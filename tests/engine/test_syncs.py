@@ -48,7 +48,7 @@ def engine(captured: bool, **more: Any) -> Engine:
     return Engine({role: on_fake_device(graphs=Tape() if captured else "off") for role in ("target", "draft")}, **more)
 
 
-@pytest.mark.at_most(fast=14)
+@pytest.mark.at_most(fast=14, slow=12)
 @pytest.mark.parametrize("captured", [False, True])
 @pytest.mark.parametrize("warp", WARPS)
 @pytest.mark.parametrize("method", CHAINS)

@@ -413,7 +413,7 @@ REFERENCE = "specexp.lm.kernels.reference"
 CHOICE, CACHE, TIMED = (f"specexp.lm.kernels.product_{part}" for part in ("choice", "cache", "timing"))
 
 BATCH_BUGS = [
-    Bug("rows fed into the slots of the first", ATTENTION, "kv[self.rows, self.slots]", "kv[self.rows * 0 + self.used[0], self.slots]"),
+    Bug("rows fed into the slots of the first", ATTENTION, "(self.used[:, None] * pool.", "(self.used[:1, None] * pool."),
     Bug("a row's tokens stand in the row before", ATTENTION, "fed += range(i * self.num, i * self.num + sizes[i])", "fed += range(max(0, i - 1) * self.num, max(0, i - 1) * self.num + sizes[i])"),
     Bug("keys of the first rows of the pool", ATTENTION, "slice(used[0], used[0] + self.count) if adjacent", "slice(0, self.count) if adjacent"),
     Bug("idle rows between are read as if they were fed", ATTENTION, "index_select(0, self.used)", "narrow(0, 0, self.count)"),
@@ -424,7 +424,9 @@ BATCH_BUGS = [
     Bug("a window by slots where there is a tree", ATTENTION, "(column if at is None else at[:, None, :]) > positions", "column > positions"),
     Bug("a tree's nodes stand in a chain", ATTENTION, "            positions[i, :size] = at[i, start : start + size]\n", ""),
     Bug("a tree's siblings see each other in a batch", ATTENTION, "            sees[i, :size, : start + size] = to_device(own_sees, place)\n", "            sees[i, :size] = column <= slots[i, :size, None]\n"),
-    Bug("what attention found is not brought back to its tokens", ATTENTION, "return result if self.dense else result.index_select(0, self.fed)", "return result[: len(self.fed)]"),
+    Bug("what attention found is not brought back to its tokens", ATTENTION, "return result if self.fed is None else result.index_select(0, self.fed)", "return result if self.fed is None else result[: len(self.fed)]"),
+    Bug("answers stay in the order of rows", KV, "[answer for _, answer in sorted(zip(order, answers, strict=True), key=itemgetter(0))]", "answers"),
+    Bug("every token of a row is scored", ATTENTION, "None if len(wanted) == len(fed) else integers(wanted, place)", "None"),
     Bug("hidden rows of the row before", KV, "torch.split(logits, sizes), torch.split(chosen, sizes)", "torch.split(logits, sizes), torch.split(chosen.roll(1, 0), sizes)"),
     Bug("growing forgets what was there", KV, "        self.values[:, :, : old.shape[2]] = old\n", "        self.values[:, :1, : old.shape[2]] = old[:, :1]\n"),
     Bug("slots are not reset when a row is used again", CONTEXT, "        self._session.truncate(common)\n        self._num_cached = common", "        self._session.truncate(self._session.length)\n        self._num_cached = common"),

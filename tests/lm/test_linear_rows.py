@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from specexp.lm.blocks import linear
 from specexp.lm.blocks.linear import Linear, joined, primitive_rows
 
-IN, OUT = 256, 320  # as many values as are packed
+IN, OUT = 256, 640  # as many values as are packed
 NUMBERS = (1, 2, 3, 5, 17, 18, 21, 30, 33, 34, 64, 100)
 GROWTH = """
 import ctypes, torch
@@ -24,7 +24,7 @@ libc = ctypes.CDLL(None)
 libc.mallinfo2.restype = Info
 torch.set_num_threads(1)
 with torch.inference_mode():
-    product = Linear(torch.randn(320, 256).to(torch.{dtype}), None, {pack})
+    product = Linear(torch.randn(640, 256).to(torch.{dtype}), None, {pack})
     product(torch.randn(3, 256).to(torch.{dtype}))
     before = libc.mallinfo2()
     for rows in range(1, 257):

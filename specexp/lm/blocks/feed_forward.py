@@ -54,8 +54,8 @@ class Mlp:
             return self._kernel(inner, self._kind)
         if not self.gated:
             return self.act(inner)
-        half = inner.shape[1] // 2
-        return self.act(inner[:, :half]).mul_(inner[:, half:])
+        gate, up = inner.chunk(2, 1)
+        return self.act(gate).mul_(up)
 
     def __call__(self, x: Tensor) -> Tensor:
         return self.down(self._inner(x))

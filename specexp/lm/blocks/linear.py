@@ -16,7 +16,7 @@ from specexp.lm.kernels.product_choice import ProductChoice
 from specexp.lm.kernels.table import Product
 
 PACK_ROWS = 3  # from this many rows on, oneDNN's packed product is faster than MKL's, which is slow on some CPUs
-PACK_SIZE = 1 << 16  # values of a weight; for a smaller one, calling oneDNN takes longer than the product
+PACK_SIZE = 1 << 17  # values of a weight; for a smaller one, calling oneDNN takes longer than the product
 PACK_LIMIT = 2 << 30  # bytes of a model; packing keeps copies of the weights, so larger models are not packed
 MOST_EXACT_ROWS = 17  # up to which every number of rows has a primitive of its own
 
@@ -68,7 +68,7 @@ class Linear:
         num = x.shape[0]
         if self._chosen is not None and (tiling := self._chosen[1].of(num)) is not None:
             return self._chosen[0](x, self.weight, self.bias, None, 1.0, tiling)
-        if self.compiled and (more := primitive_rows(num) - num):
+        if num > MOST_EXACT_ROWS and self.compiled and (more := primitive_rows(num) - num):
             return self._product(pad(x, (0, 0, 0, more)))[:num]
         return self._product(x)
 
@@ -89,7 +89,7 @@ class Linear:
             return self._chosen[0](x, self.weight, self.bias, residual, multiplier, tiling, out)
         if (self.packed is not None and num >= PACK_ROWS) or self.bias is not None:
             return self(x).mul_(multiplier).add_(residual) if multiplier != 1 else self(x).add_(residual)
-        more = primitive_rows(num) - num if self.compiled else 0
+        more = primitive_rows(num) - num if num > MOST_EXACT_ROWS and self.compiled else 0
         if more:
             x, residual = pad(x, (0, 0, 0, more)), pad(residual, (0, 0, 0, more))
         result = torch.addmm(residual, x, self.transposed, alpha=multiplier)

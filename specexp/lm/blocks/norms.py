@@ -55,7 +55,7 @@ class _CpuRmsNorm:
 
     def __call__(self, x: Tensor) -> Tensor:
         length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-        return x.div(torch.hypot(length, self._offset)).mul_(self._weight)
+        return x.div(length.hypot_(self._offset)).mul_(self._weight)
 
 
 class _WideRmsNorm:

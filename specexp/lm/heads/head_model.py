@@ -75,7 +75,7 @@ class HeadModel(HeadDraft):
             x = forward(many.tokens, torch.cat([features for _, features in ready]), many.angles, many)
         for session, (feed, _) in zip(sessions, ready, strict=True):
             pool.lengths[session.row] += feed.tokens.shape[0]
-        chosen = x.index_select(0, many.wanted)
+        chosen = many.scored(x)
         sizes = [feed.rows for feed, _ in ready]
         parts = zip(torch.split(forward.logits(chosen), sizes), torch.split(chosen, sizes), ready, strict=True)
         return [(logits, forward.hidden(x) if feed.hidden else None) for logits, x, (feed, _) in parts]

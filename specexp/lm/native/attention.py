@@ -129,7 +129,6 @@ class BatchAttention:
         starts = [pool.lengths[row] for row in used]
         sizes = [feed.tokens.shape[0] for _, feed in feeds]
         self.count, self.num = len(used), max(sizes)
-        self.dense = min(sizes) == self.num
         self.stop = max(start + size for start, size in zip(starts, sizes, strict=True))
         pool.buffers.ensure_capacity(self.stop)
         fed: list[int] = []  # indices of the tokens in the padded rows
@@ -137,14 +136,16 @@ class BatchAttention:
         for i, (_, feed) in enumerate(feeds):
             fed += range(i * self.num, i * self.num + sizes[i])
             wanted += range(len(fed) - feed.rows, len(fed))
-        self.fed, self.wanted = integers(fed, place), integers(wanted, place)
+        self.fed = None if min(sizes) == self.num else integers(fed, place)
+        self._wanted = None if len(wanted) == len(fed) else integers(wanted, place)
         self.tokens = torch.cat([feed.tokens for _, feed in feeds])
         # Adjacent rows of the pool are read in place; others are gathered.
         adjacent = used == list(range(used[0], used[0] + self.count))
         self.adjacent = slice(used[0], used[0] + self.count) if adjacent else None
         self.used = integers(used, place)
         slots = integers(starts, place)[:, None] + torch.arange(self.num, device=place)
-        self.rows, self.slots = self.used[self.fed // self.num], slots.view(-1)[self.fed]
+        # Of each token, in all rows of the buffers one after the other.
+        self.places = self._of_tokens(self.used[:, None] * pool.buffers.capacity + slots)
         column = torch.arange(self.stop, device=place)
         positions, sees = slots.clone(), column <= slots[:, :, None]
         trees = any(feed.branches for _, feed in feeds)
@@ -168,7 +169,7 @@ class BatchAttention:
                 seen |= ~seen.any(2, keepdim=True)
             mask = additive(seen, forward.dtype)[:, None]
             self.masks[window, group] = mask if group == 1 else mask.repeat_interleave(group, dim=2)
-        self.angles = forward.angles(self.stop).take(positions.view(-1)[self.fed])
+        self.angles = forward.angles(self.stop).take(self._of_tokens(positions))
 
     @property
     def cache(self) -> BatchAttention:
@@ -176,9 +177,10 @@ class BatchAttention:
 
     def attend(self, block: Block, queries: Tensor, fresh: Tensor | None) -> Tensor:
         spec = block.spec
-        kv = self.pool.buffers.values[spec.store, :, :, : spec.kv_width]
+        values = self.pool.buffers.values[spec.store]
         if fresh is not None:
-            kv[self.rows, self.slots] = fresh
+            values.view(-1, values.shape[2])[:, : spec.kv_width].index_copy_(0, self.places, fresh)
+        kv = values[:, :, : spec.kv_width]
         if self.adjacent is None:
             here = kv[:, : self.stop].index_select(0, self.used)
         else:
@@ -187,16 +189,24 @@ class BatchAttention:
                 # Read it once in order, at full memory speed, so that the heads' strided reads hit the CPU cache.
                 here.sum()
         result = attention_of_rows(block, self._padded(queries), here, self.masks[spec.mask], self.num)
-        return result if self.dense else result.index_select(0, self.fed)
+        return result if self.fed is None else result.index_select(0, self.fed)
 
     def keep(self, states: Tensor, index: int) -> None:
         kept = self.pool.buffers.states
         assert kept is not None
-        kept[index, self.rows, self.slots] = states
+        kept[index].view(-1, kept.shape[3]).index_copy_(0, self.places, states)
+
+    def scored(self, x: Tensor) -> Tensor:
+        """Of the states x[T, D] of all tokens, those that logits are wanted of."""
+        return x if self._wanted is None else x.index_select(0, self._wanted)
+
+    def _of_tokens(self, padded: Tensor) -> Tensor:
+        """[R, N] -> [T]."""
+        return padded.view(-1) if self.fed is None else padded.view(-1)[self.fed]
 
     def _padded(self, queries: Tensor) -> Tensor:
         """[T, H, d] -> [R N, H, d]."""
-        if self.dense:
+        if self.fed is None:
             return queries
         whole = queries.new_zeros(self.count * self.num, *queries.shape[1:])
         whole[self.fed] = queries

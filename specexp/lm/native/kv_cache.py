@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import Protocol
 
 import torch
@@ -172,13 +173,20 @@ class Pool:
         """Feed several rows in one pass over the weights, by a recording if there is one."""
         if self.recordings is not None and (recorded := self.recordings.feed(self, feeds)) is not None:
             return recorded
+        # Rows that end and join change the order of feeds; attention reads rows in place that come one after the other.
+        order = sorted(range(len(feeds)), key=lambda i: feeds[i][0])
+        answers = self._feed_in_order([feeds[i] for i in order])
+        return [answer for _, answer in sorted(zip(order, answers, strict=True), key=itemgetter(0))]
+
+    def _feed_in_order(self, feeds: Sequence[tuple[int, Feed]]) -> list[tuple[Tensor, Tensor | None]]:
+        """`feed_together` without recordings, for rows in ascending order."""
         forward = self.forward
         many = OrderedBatch(self, feeds) if forward.invariant else BatchAttention(self, feeds)
         with Threads(forward.threads[True]):
             x = forward(many.tokens, many.angles, many.cache)
         for row, feed in feeds:
             self.lengths[row] += feed.tokens.shape[0]
-        chosen = x.index_select(0, many.wanted)
+        chosen = many.scored(x)
         logits = self.logits(chosen)
         sizes = [feed.rows for _, feed in feeds]
         parts, hidden = torch.split(logits, sizes), torch.split(chosen, sizes)

@@ -152,7 +152,7 @@ class OrderedBatch:
             indices.append(index + row * capacity)
             fed = sum(map(len, slots))
             wanted += range(fed - feed.rows, fed)
-        self.tokens, self.wanted = torch.cat([feed.tokens for _, feed in feeds]), integers(wanted, place)
+        self.tokens, self._wanted = torch.cat([feed.tokens for _, feed in feeds]), integers(wanted, place)
         stored = [block.spec for block in forward.blocks if block.spec.stores]
         flat = [buffers.values[spec.store].flatten(0, 1)[:, : spec.kv_width] for spec in stored]
         states = None if buffers.states is None else buffers.states.flatten(1, 2)
@@ -161,6 +161,10 @@ class OrderedBatch:
             forward.kernels, flat, states, torch.cat(slots), at, torch.cat(indices), stop, at.shape[0]
         )  # fmt: skip
         self.angles = forward.angles(stop).take(at)
+
+    def scored(self, x: Tensor) -> Tensor:
+        """Of the states x[T, D] of all tokens, those that logits are wanted of."""
+        return x.index_select(0, self._wanted)
 
 
 def _padded(x: Tensor, num: int) -> Tensor:
