@@ -6,7 +6,9 @@ replays allocate as a graph's memory pool does not; what a round holds when it h
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from helpers.tape import Tape
 
 ROUND = "a round has ended"
+Run = Callable[[Callable[..., None]], object]  # calls what it is given after each round
 
 
 class CountingTape(Tape):
@@ -54,31 +57,43 @@ class Between(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def held_on_cpu(run: Callable[[Callable[..., None]], object]) -> list[int]:
-    """Bytes held at the end of each round of `run(note)`, which calls `note` then; relative to its beginning."""
+@dataclass(frozen=True)
+class Memory:
+    """At the end of each round of a run: the bytes held, beyond those at its beginning, and the most until then."""
 
-    def note(*_: object) -> None:
-        with record_function(ROUND):
-            pass
+    held: list[int]
+    most: list[int]
 
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+    @classmethod
+    def on_cpu(cls, run: Run) -> Memory:
+        """By the events of PyTorch's CPU allocator."""
+
+        def note(*_: object) -> None:
+            with record_function(ROUND):
+                pass
+
+        gc.collect()
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+            run(note)
+        result, now, most = cls([], []), 0, 0
+        for event in sorted(profiled.profiler.kineto_results.events(), key=lambda event: event.start_ns()):
+            if event.name() == "[memory]":
+                now += event.nbytes()
+                most = max(most, now)
+            elif event.name() == ROUND:
+                result.held.append(now)
+                result.most.append(most)
+        return result
+
+    @classmethod
+    def on_cuda(cls, run: Run) -> Memory:
+        """By PyTorch's count of what is in use, and of what the driver was asked for, ever."""
+        gc.collect()
+        result, start = cls([], []), torch.cuda.memory_allocated()
+
+        def note(*_: object) -> None:
+            result.held.append(torch.cuda.memory_allocated() - start)
+            result.most.append(torch.cuda.memory_stats()["reserved_bytes.all.allocated"])
+
         run(note)
-    held, result = 0, []
-    for event in sorted(profiled.profiler.kineto_results.events(), key=lambda event: event.start_ns()):
-        if event.name() == "[memory]":
-            held += event.nbytes()
-        elif event.name() == ROUND:
-            result.append(held)
-    return result
-
-
-def held_on_cuda(run: Callable[[Callable[..., None]], object]) -> list[int]:
-    """As `held_on_cpu`, of the current device, and what the driver was asked for meanwhile: nothing, or it is added."""
-    result: list[int] = []
-
-    def asked() -> int:
-        return int(torch.cuda.memory_stats()["reserved_bytes.all.allocated"])
-
-    start, before = torch.cuda.memory_allocated(), asked()
-    run(lambda *_: result.append(torch.cuda.memory_allocated() - start + asked() - before))
-    return result
+        return result
