@@ -1,4 +1,4 @@
-"""The statistics that are reported, from scipy and numpy; independent of what is compared.
+"""The statistics that are reported; independent of what is compared.
 
 The unit is the prompt: all turns and repeats of a prompt are resampled, swapped and counted together, since repeats of
 a prompt say little more about other prompts. All random numbers have a fixed seed.
@@ -13,11 +13,10 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
-from scipy.signal import fftconvolve
-from scipy.stats import binom, norm
 
 Array = np.ndarray[Any, Any]
 SIGNIFICANT = 0.05
@@ -36,7 +35,7 @@ def wilson(successes: float, trials: float, confidence: float = 0.95) -> tuple[f
     With several repeats of a prompt, `trials` is the number of prompts and `successes` the sum of their mean shares,
     not an integer: the interval is then too wide rather than too narrow.
     """
-    z = float(norm.ppf((1 + confidence) / 2))
+    z = NormalDist().inv_cdf((1 + confidence) / 2)
     share = successes / trials
     middle = share + z * z / (2 * trials)
     reach = z * math.sqrt(share * (1 - share) / trials + z * z / (4 * trials * trials))
@@ -91,6 +90,9 @@ def sign_flip_p(differences: Sequence[int]) -> float:
 
 def _sign_flip_p_of_many(sizes: Mapping[int, int], seen: int) -> float:
     """Return the p of `sign_flip_p`: sums of differences of one size are binomial, those of several are convolved."""
+    from scipy.signal import fftconvolve  # a second, which no command should take that does not come here
+    from scipy.stats import binom
+
     chance, whole = np.ones(1), sum(size * number for size, number in sizes.items())
     for size, number in sizes.items():
         spread = np.zeros(2 * size * number + 1)
@@ -109,7 +111,7 @@ def prompts_needed(discordance: float, difference: float = 0.01) -> int:
     `difference`: the fewest prompts that any pair of methods needs. Without discordant prompts, it is a lower bound.
     """
     d = max(discordance, difference)
-    level, power = float(norm.ppf(1 - SIGNIFICANT / 2)), float(norm.ppf(POWER))
+    level, power = (NormalDist().inv_cdf(share) for share in (1 - SIGNIFICANT / 2, POWER))
     root = level * math.sqrt(d) + power * math.sqrt(d - difference**2)
     return math.ceil((root / difference) ** 2)
 
