@@ -46,6 +46,8 @@ DOCKER ?= docker
 PYTEST := OMP_NUM_THREADS=1 pytest -n 2
 FAST := "not slow and not nightly"
 export MLFLOW_DISABLE_TELEMETRY ?= true
+# Hundreds of processes import the package: it is compiled once.
+unexport PYTHONDONTWRITEBYTECODE
 # MLflow starts `python`: the one of this environment.
 export PATH := $(BIN):$(PATH)
 

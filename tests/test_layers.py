@@ -214,7 +214,7 @@ def test_torch_and_transformers_are_imported_where_models_are() -> None:
     assert {module for module in users if component_of(module) not in components} == files
 
 
-@pytest.mark.at_most(fast=12)
+@pytest.mark.at_most(slow=5)
 @pytest.mark.parametrize(
     "arguments",
     [

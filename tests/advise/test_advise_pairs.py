@@ -63,6 +63,7 @@ def test_a_draft_over_common_tokens_is_predicted_nearly(workplace: Path, kind: s
         assert predicted == pytest.approx(measured, rel=0.05)
 
 
+@pytest.mark.nightly
 def test_a_draft_that_writes_text_is_counted(workplace: Path) -> None:
     path = other_tokenizers.save(workplace / "draft", "fewer")
     draft = {"model": str(path), "dtype": "float32", "vocabulary": "text"}
@@ -74,6 +75,7 @@ def test_a_draft_that_writes_text_is_counted(workplace: Path) -> None:
         assert predicted == pytest.approx(measured, rel=1e-9 if source == "counted" else 0.1)
 
 
+@pytest.mark.nightly
 def test_chains_and_trees_of_a_head_are_predicted_to_the_round(workplace: Path) -> None:
     settings = {"target": {"model": "zoo:target", "dtype": "float32"}, "draft": {"eagle3": "zoo:drafter"},
                 "methods": ["speculative", "chained", "specexec"], "gamma": [2, 8], "tree_budget": [8, 32]}  # fmt: skip

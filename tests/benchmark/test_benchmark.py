@@ -279,7 +279,7 @@ def test_everyone_is_timed_on_every_prompt_in_every_repeat_interleaved(monkeypat
     assert {name: [len(row) for row in rows] for name, rows in timings.items()} == {"a": [2, 2, 2], "b": [2, 2, 2]}
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_what_cannot_be_compiled_is_left_out_with_the_reason(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken() -> dict[str, Any]:
         return {"cache_implementation": "no_such_cache"}

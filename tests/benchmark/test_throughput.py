@@ -98,7 +98,7 @@ def test_it_is_part_of_a_benchmark(workplace: Path) -> None:
     assert "batch/prompts_per_second_plain" in made.data.metrics
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_batch_of_one_is_not_timed(workplace: Path) -> None:
     result = run(*SMALL, "--batch", "1", "--json", "report.json")
     assert result.exit_code == 0, result.output

@@ -55,7 +55,7 @@ LOSSLESS = [
 ]
 
 
-@pytest.mark.at_most(slow=6)
+@pytest.mark.at_most(slow=4)
 @pytest.mark.slow
 @pytest.mark.parametrize("method", LOSSLESS)
 @pytest.mark.parametrize("sampling", [[], SAMPLED], ids=["greedy", "sampled"])
@@ -203,7 +203,7 @@ def test_a_decoder_that_breaks_off_fails(workplace: Path, monkeypatch: pytest.Mo
     assert "Traceback" not in result.output
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_too_few_samples_to_tell_is_inconclusive_and_says_how_many_would_do(workplace: Path) -> None:
     result = certify("--method", "speculative", "--gamma", "3", *TOY, "--temperature", "0.4", "--samples", "100")
     assert result.exit_code == 1, result.output
@@ -247,7 +247,7 @@ def test_bad_inputs_are_refused(workplace: Path, arguments: list[str], message: 
     refused(certify("--experiment", "toy_quick", "--gamma", "3", *arguments, "--output", "out"), message, workplace)
 
 
-@pytest.mark.at_most(slow=2)
+@pytest.mark.at_most(slow=1)
 @pytest.mark.slow
 @pytest.mark.parametrize("sampling", [[], ["--temperature", "0.7"]], ids=["greedy", "sampled"])
 @pytest.mark.parametrize("method", ["baseline", "speculative", "lookup", "specexec"])

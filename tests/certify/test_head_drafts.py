@@ -45,7 +45,7 @@ def test_the_output_distribution_is_the_targets(gamma: int, proposer: str, sampl
         assert gap(got, expected) < EXACT
 
 
-@pytest.mark.at_most(slow=16)
+@pytest.mark.at_most(slow=10)
 @pytest.mark.slow
 @pytest.mark.parametrize("sampling", SAMPLINGS, ids=names)
 @pytest.mark.parametrize("proposer", PROPOSERS)

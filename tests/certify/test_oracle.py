@@ -88,7 +88,7 @@ def test_it_holds_without_an_eos_without_the_bonus_and_without_a_cache(
     assert gap(got, expected) < EXACT
 
 
-@pytest.mark.at_most(slow=30)
+@pytest.mark.at_most(slow=20)
 @pytest.mark.slow
 @pytest.mark.parametrize("sampling", SAMPLINGS, ids=names)
 @pytest.mark.parametrize("gamma,vocab,length", SIZES)
@@ -166,7 +166,7 @@ def test_the_unchanged_package_passes_the_same_checks(proposing: str, verificati
     assert caught_by(nothing, PROPOSING[proposing], verification) is None
 
 
-@pytest.mark.at_most(slow=10)
+@pytest.mark.at_most(slow=8)
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "bug,proposing,verification",

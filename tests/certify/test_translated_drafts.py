@@ -62,7 +62,7 @@ def test_the_output_distribution_is_the_targets(case: str, kind: str, sampling: 
     assert gap(got, expected) < EXACT
 
 
-@pytest.mark.at_most(slow=20)
+@pytest.mark.at_most(slow=12)
 @pytest.mark.slow
 @pytest.mark.parametrize("sampling", SAMPLINGS, ids=names)
 @pytest.mark.parametrize("kind", KINDS)

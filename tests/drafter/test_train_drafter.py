@@ -198,7 +198,7 @@ def test_training_lowers_the_loss_at_every_depth(prepared: PreparedDrafter, tmp_
     assert (after < 0.9 * before).all()
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_finished_run_resumed_makes_the_same_head(workplace: Path) -> None:
     assert train("--output", "out").exit_code == 0
     shutil.copytree("out", "before")

@@ -83,7 +83,7 @@ def test_sampled_tokens_have_the_targets_distribution(kind: str, rule: str, draf
 
 
 @pytest.mark.at_most(slow=1)
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("kind", ["mtp", "dflash"])
 def test_benchmark_times_what_generate_drafts(
     kind: str, workplace: Path, drafting: Any, monkeypatch: pytest.MonkeyPatch

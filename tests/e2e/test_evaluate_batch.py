@@ -44,7 +44,7 @@ def test_a_batch_records_what_batch_1_records(workplace: Path, temperature: str)
 
 
 @pytest.mark.at_most(slow=1)
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("history", ["baseline", "own"])
 def test_second_turns_go_on_behind_first_ones_in_a_batch_too(workplace: Path, history: str) -> None:
     for batch in ("1", "2"):

@@ -53,7 +53,7 @@ def test_evaluate_runs_them_and_the_report_has_them(site: Path, workplace: Path)
     assert "near_best_k2" in (workplace / "out" / "report.html").read_text()
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("method,code,said", [
     ("lookup_then_draft", 0, "LOSSLESS"), ("near_best", 1, "near_best declares itself lossy"),
 ])  # fmt: skip

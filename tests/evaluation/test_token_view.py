@@ -170,7 +170,7 @@ def test_turns_repeats_and_batches_show_the_first_repeat_of_every_turn(workplace
     assert "Recorded in batches of 2" in text
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_which_prompts_are_shown_is_no_setting_and_may_change_afterwards(workplace: Path) -> None:
     assert evaluate(*TOY, "--show", "0").exit_code == 0
     folder = workplace / "out"

@@ -106,6 +106,7 @@ def test_the_cache_of_layers_that_share_keys_changes_nothing(kind: str) -> None:
         assert cached.accepted_histogram == without.accepted_histogram
 
 
+@pytest.mark.at_most(slow=4)
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", VARIANTS)

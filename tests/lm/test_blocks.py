@@ -78,7 +78,7 @@ def test_rows_that_are_fed_together_get_what_each_gets_alone(case: str) -> None:
         assert gap(actual, expected) < CLOSE * 10
 
 
-@pytest.mark.at_most(slow=20)
+@pytest.mark.at_most(slow=12)
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_recorded_forwards_decode_as_transformers_does(case: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -160,7 +160,7 @@ def test_the_unchanged_forward_passes_the_same_checks() -> None:
     assert caught_by(Bug("nothing", "specexp.lm.native.kv_cache", "LEAST = 64", "LEAST = 64")) is None
 
 
-@pytest.mark.at_most(slow=10)
+@pytest.mark.at_most(slow=6)
 @pytest.mark.slow
 @pytest.mark.parametrize("bug", CASES)
 def test_a_seeded_bug_is_caught(bug: Bug, capsys: pytest.CaptureFixture[str]) -> None:

@@ -87,7 +87,7 @@ def decoders(warp: Warp) -> Iterator[Decoder]:
     yield SpecExec(24, 4, warp, rule=judge)
 
 
-@pytest.mark.at_most(slow=3)
+@pytest.mark.at_most(slow=2)
 @pytest.mark.slow
 @pytest.mark.parametrize("warp", WARPS)
 @pytest.mark.parametrize("family", FAMILIES)

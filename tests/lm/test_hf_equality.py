@@ -27,7 +27,7 @@ DECODERS: dict[str, Decoder] = {
 Pair = Callable[[str], dict[str, HFModel]]
 
 
-@pytest.mark.at_most(fast=16)
+@pytest.mark.at_most(fast=16, slow=12)
 @pytest.mark.parametrize("decoder", DECODERS)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_greedy_output_equals_generate(pair: Pair, family: str, decoder: str) -> None:
@@ -55,6 +55,7 @@ def test_the_cache_changes_nothing(pair: Pair, family: str) -> None:
             assert with_cache.accepted_histogram == without.accepted_histogram
 
 
+@pytest.mark.at_most(slow=4)
 @pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_an_eos_inside_an_accepted_block_ends_the_output_there(pair: Pair, family: str) -> None:

@@ -338,7 +338,7 @@ def zoo_outputs(dtype: str, numerics: str, temperature: float, limit: int = 24) 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_the_embedded_pair_decodes_the_same_tokens_by_every_lossless_method(dtype: str, temperature: float) -> None:
     """docs/gpu.md has how many outputs differ without the setting."""
-    made = zoo_outputs(dtype, "invariant", temperature)
+    made = zoo_outputs(dtype, "invariant", temperature, limit=12)
     plain = made.pop("baseline")
     assert made
     for method, texts in made.items():

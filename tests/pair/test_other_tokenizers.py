@@ -174,7 +174,7 @@ def test_drafts_over_common_tokens_are_those_of_whole_forwards(pairs: Any, kind:
     assert sum(accepted) > 15
 
 
-@pytest.mark.at_most(fast=1, slow=4)
+@pytest.mark.at_most(fast=1, slow=2)
 @pytest.mark.parametrize("temperature", [0.0, 0.9])
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("kind", slow_for(KINDS, "permuted", "fewer"))

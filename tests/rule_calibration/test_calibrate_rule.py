@@ -199,7 +199,7 @@ def check_decoding_turns_at_the_scores(labels: LabelSet) -> None:
     assert len(turned) == 2 * len(names)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_calibration_that_was_killed_continues(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No prompt is scored twice, none is lost, and the result is that of one that was not killed, bit by bit: prompts
     that are decoded together round otherwise in other company, so they are decoded one by one here."""

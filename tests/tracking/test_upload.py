@@ -334,7 +334,7 @@ def test_a_server_killed_in_the_middle_of_logging_gets_the_rest_later_and_once(
     assert by_key == undisturbed(tmp_path / "out", tmp_path, empty_store)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_whole_story_of_a_judge_on_a_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with serving(tmp_path / "server") as server:
         for arguments in (

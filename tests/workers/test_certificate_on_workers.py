@@ -41,6 +41,7 @@ def on_simulated(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Result,
     return simulated_command(monkeypatch, on_workers, certify)
 
 
+@pytest.mark.at_most(slow=1)
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "more",

@@ -233,6 +233,7 @@ def test_advise_measures_on_workers_what_it_does_not_time(nodes: Any, workplace:
     assert not actors()
 
 
+@pytest.mark.at_most(fast=1, slow=0)
 @pytest.mark.parametrize("where", WHERE)
 @pytest.mark.parametrize(
     "num_kills,number",
