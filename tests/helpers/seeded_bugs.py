@@ -1376,7 +1376,7 @@ HARNESS_BUGS = [
 ]
 
 BLOCK_BUGS: dict[str, list[Bug]] = {
-    "cohere": [Bug("pairs are halves all the same", REFERENCE, "torch.addcmul(part * cos, part.flip(axis), sin, out=part)", "torch.addcmul(part * cos, part.flip(2), sin, out=part)")],
+    "cohere": [Bug("pairs are halves all the same", REFERENCE, "    swapped = part.flip(axis) if num < MANY_TOKENS else part.roll(1, axis)\n", "    swapped = part.flip(2)\n")],
     "gemma": [Bug("embeddings are not multiplied", OWN, "            x.mul_(self.spec.embedding_multiplier)\n", "            pass\n")],
     "gemma 2, low caps": [
         Bug("scores have no cap", REFERENCE, "    if softcap:\n        scores =", "    if False:\n        scores ="),
