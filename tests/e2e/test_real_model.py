@@ -87,6 +87,7 @@ def generated(folders: dict[str, Path]) -> Any:
     return generate
 
 
+@pytest.mark.at_most(slow=3)
 @pytest.mark.parametrize("draft,task", CASES)
 def test_greedy_outputs_are_those_of_generate(
     workplace: Path, folders: dict[str, Path], generated: Any, draft: str, task: str
@@ -111,6 +112,7 @@ def test_greedy_outputs_are_those_of_generate(
     assert all(len(set(methods["baseline"]["token_ids"])) > 5 for methods in rows.values()), "text, not one token"
 
 
+@pytest.mark.at_most(slow=1)
 @pytest.mark.parametrize("draft,task,limit", [
     ("third", "spec_bench", 2), ("layers", "gsm8k", 1), ("layers", "mtbench", 1),
     ("nf4", "gsm8k", 1), ("nf4", "mtbench", 1), ("nf4", "spec_bench", 1),

@@ -79,6 +79,7 @@ def examined(bug: str, clients: list[ToyEngineClient], *arguments: str) -> None:
     assert clients[0].num_planted > 0 or not bug.startswith(counted)
 
 
+@pytest.mark.at_most(slow=10)
 @pytest.mark.slow
 @pytest.mark.parametrize("bug", PLANTED)
 def test_a_planted_bug_is_found_and_named(workplace: Path, clients: list[ToyEngineClient], bug: str) -> None:
