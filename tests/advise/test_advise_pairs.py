@@ -52,6 +52,7 @@ def test_a_draft_that_adapts_is_predicted_nearly(workplace: Path) -> None:
     assert (workplace / "out/draft_costs.json").exists()
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("kind", ["fewer", pytest.param("permuted", marks=pytest.mark.nightly)])
 def test_a_draft_over_common_tokens_is_predicted_nearly(workplace: Path, kind: str) -> None:
     path = other_tokenizers.save(workplace / "draft", kind)

@@ -114,7 +114,7 @@ def test_greedy_outputs_are_those_of_generate(
 
 @pytest.mark.at_most(slow=1)
 @pytest.mark.parametrize("draft,task,limit", [
-    ("third", "spec_bench", 2), ("layers", "gsm8k", 1), ("layers", "mtbench", 1),
+    ("layers", "gsm8k", 1), ("third", "spec_bench", 2), ("layers", "mtbench", 1),
     ("nf4", "gsm8k", 1), ("nf4", "mtbench", 1), ("nf4", "spec_bench", 1),
 ])  # fmt: skip
 def test_sampled_trees_draw_what_plain_decoding_draws_and_chains_what_the_target_allows(

@@ -272,7 +272,7 @@ def test_an_evaluation_counts_each_proposer(workplace: Any) -> None:
     assert '"origin":["' in (workplace / "out" / "tokens.json").read_text().replace(" ", "")
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_run_remembers_its_outputs_and_a_resumed_one_the_same(workplace: Any) -> None:
     (workplace / "own.yaml").write_text("suffix_memory: [prompt, run]\n")
     settings = ["--experiment", "arith_quick", "--config", "own.yaml", "--methods", "baseline,suffix", "--limit", "8",

@@ -336,7 +336,7 @@ def test_a_champion_whose_files_are_gone_makes_room(workplace: Path) -> None:
     assert "version 2 is champion: the files of version 1, the champion so far, no longer exist" in again.output
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_judge_of_another_pair_does_not_dethrone_the_champion(workplace: Path) -> None:
     label_set(workplace / "labels")
     label_set(workplace / "others", target="x" * 16)

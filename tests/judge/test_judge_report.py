@@ -45,7 +45,7 @@ def test_what_is_wrong_is_said_before_anything_is_written(workplace: Path, argum
     assert not (workplace / "out").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_judge_is_reported_and_used_on_another_task(workplace: Path) -> None:
     assert collect("--limit", "40", "--output", "labels").exit_code == 0
     trained = invoke(

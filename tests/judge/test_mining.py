@@ -454,7 +454,7 @@ def test_random_models_give_the_same_labels_several_at_a_time(pair: Callable[[st
     assert num_labels > 5
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_arith_prompts_give_the_same_labels_sixteen_at_a_time() -> None:
     ready = prepared(18)
     max_new_tokens = ready.config.experiment.max_new_tokens

@@ -100,7 +100,7 @@ def near_tie(model: HFModel, prompt: list[int], one: list[int], other: list[int]
     return gap <= 4 * float((logits - exact).abs().max())
 
 
-@pytest.mark.at_most(slow=6)
+@pytest.mark.at_most(slow=4)
 @pytest.mark.slow
 @pytest.mark.parametrize("family,how,task", CASES)
 def test_a_family_decodes_a_real_task(
