@@ -40,7 +40,7 @@ FOUND: dict[str, set[str]] = {
     "stop_leaked": {findings.STOP_LEAKED},
 }
 AMOUNTS = {"greedy_above": 0.7, "bias": 0.2, "token_replaced": 60}
-IN_CI = ("none", "token_replaced")  # the others take as long; without HTTP all are in test_planted_bugs.py
+IN_CI = ("token_replaced",)  # the others take as long; without HTTP all are in test_planted_bugs.py
 
 
 def service_of(experiment: str) -> CompletionService:

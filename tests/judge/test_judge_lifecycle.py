@@ -71,6 +71,7 @@ def test_a_broken_label_set_is_refused(tmp_path: Path, name: str, damage: bytes 
         LabelSet.read(tmp_path / "labels")
 
 
+@pytest.mark.at_most(slow=6)
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", features.MODES)
 def test_both_kinds_learn_what_can_be_learnt_from_every_feature_mode(tmp_path: Path, mode: str) -> None:

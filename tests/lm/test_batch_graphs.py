@@ -131,7 +131,7 @@ def test_every_method_of_every_family(both: Any, family: str, warp: str) -> None
         check(*both(family), requests(make(WARPS[warp]), name), 3)
 
 
-@pytest.mark.at_most(slow=2)
+@pytest.mark.at_most(slow=1)
 @pytest.mark.slow
 @pytest.mark.parametrize("rows", [2, 5, 7, 33])
 def test_methods_are_mixed_on_any_number_of_rows(both: Any, rows: int) -> None:

@@ -73,7 +73,7 @@ def whole_block(models: dict[Any, Any], ids: list[int]) -> Tensor:
         return target.as_logits(target.module.get_output_embeddings()(x[0, 1:]))
 
 
-@pytest.mark.at_most(fast=1)
+@pytest.mark.at_most(fast=1, slow=2)
 @pytest.mark.parametrize("cached", [True, False])
 @pytest.mark.parametrize("kind", slow_for(FAMILIES, "qwen3_next"))
 def test_rows_are_those_of_a_block_without_a_cache(

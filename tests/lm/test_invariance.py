@@ -198,7 +198,7 @@ def outputs(models: Any, decoder: Any, warp: Warp, rows: int = 1) -> list[list[i
     return [by_place[i].token_ids for i in range(len(PROMPTS))]
 
 
-@pytest.mark.at_most(slow=2)
+@pytest.mark.at_most(slow=1)
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 @pytest.mark.parametrize("warp", [Warp(), Warp(0.9, top_k=20, top_p=0.9)], ids=["greedy", "sampled"])

@@ -107,7 +107,7 @@ def test_its_weights_are_the_targets() -> None:
     assert len(target.module.model.layers) == 4, "the target keeps its layers"
 
 
-@pytest.mark.at_most(slow=12)
+@pytest.mark.at_most(slow=6)
 @pytest.mark.parametrize("name", DECODERS)
 @pytest.mark.parametrize(
     ("layers", "forwards"),

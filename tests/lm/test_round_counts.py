@@ -98,6 +98,7 @@ def test_a_round_is_one_replay_of_each_model_and_one_read(recorded: Any, method:
     assert set(rounds[:-LAST]) == {COUNTS.get(method, (1, 1, 1))}
 
 
+@pytest.mark.at_most(slow=5)
 @pytest.mark.parametrize(("method", "warp", "rows"), CASES)
 def test_nothing_is_allocated_after_the_warm_up(
     recorded: Any, method: str, warp: str, rows: int, monkeypatch: pytest.MonkeyPatch
