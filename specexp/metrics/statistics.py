@@ -90,7 +90,7 @@ def sign_flip_p(differences: Sequence[int]) -> float:
 
 def _sign_flip_p_of_many(sizes: Mapping[int, int], seen: int) -> float:
     """Return the p of `sign_flip_p`: sums of differences of one size are binomial, those of several are convolved."""
-    from scipy.signal import fftconvolve  # a second, which no command should take that does not come here
+    from scipy.signal import fftconvolve  # slow to import: not for commands that do not come here
     from scipy.stats import binom
 
     chance, whole = np.ones(1), sum(size * number for size, number in sizes.items())

@@ -79,7 +79,7 @@ def evaluated(place: Place | None, output: str, *arguments: str, dtype: str = "f
 
 def test_the_main_job_mines_and_decodes_as_on_a_cpu(place: Place, workplace: Path) -> None:
     """Labels, lossless methods, and with one judge AutoJudge: judges are trained on states that differ by rounding."""
-    given = ["--mine", place.few(150, 16), "--limit", place.few(12, 1), "--max-new-tokens", place.few(160, 128)]
+    given = ["--mine", place.few(150, 24), "--limit", place.few(12, 1), "--max-new-tokens", place.few(160, 128)]
     if place.name == STAND_IN:
         given += ["--methods", "baseline,speculative,autojudge", "--gamma", "4"]
     labels, ids = [], []

@@ -425,7 +425,7 @@ BATCH_BUGS = [
     Bug("a tree's nodes stand in a chain", ATTENTION, "            positions[i, :size] = at[i, start : start + size]\n", ""),
     Bug("a tree's siblings see each other in a batch", ATTENTION, "            sees[i, :size, : start + size] = to_device(own_sees, place)\n", "            sees[i, :size] = column <= slots[i, :size, None]\n"),
     Bug("what attention found is not brought back to its tokens", ATTENTION, "return result if self.fed is None else result.index_select(0, self.fed)", "return result if self.fed is None else result[: len(self.fed)]"),
-    Bug("answers stay in the order of rows", KV, "[answer for _, answer in sorted(zip(order, answers, strict=True), key=itemgetter(0))]", "answers"),
+    Bug("answers stay in the order of rows", KV, "[answers[i] for i in range(len(feeds))]", "list(answers.values())"),
     Bug("every token of a row is scored", ATTENTION, "None if len(wanted) == len(fed) else integers(wanted, place)", "None"),
     Bug("hidden rows of the row before", KV, "torch.split(logits, sizes), torch.split(chosen, sizes)", "torch.split(logits, sizes), torch.split(chosen.roll(1, 0), sizes)"),
     Bug("growing forgets what was there", KV, "        self.values[:, :, : old.shape[2]] = old\n", "        self.values[:, :1, : old.shape[2]] = old[:, :1]\n"),

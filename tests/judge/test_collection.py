@@ -221,7 +221,7 @@ def test_kill_9_at_random_moments_changes_no_label(workplace: Path) -> None:
     mining = ["entrypoints.collect_labels", "--limit", "12", "--max-new-tokens", "120"]
     assert start(*mining, "--output", "whole").wait() == 0
     rng = random.Random(0)
-    for _ in range(3):
+    for _ in range(5):
         process = start(*mining, "--output", "out", "--resume", "true")
         deadline = time.monotonic() + 60
         while not (workplace / "out" / "progress").exists() and process.poll() is None and time.monotonic() < deadline:

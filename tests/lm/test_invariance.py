@@ -312,7 +312,7 @@ def test_libraries_whose_bits_depend_on_rows_are_refused(monkeypatch: pytest.Mon
         invariance.require(model)
 
 
-def zoo_outputs(dtype: str, numerics: str, temperature: float, limit: int = 8) -> dict[str, list[list[int]]]:
+def zoo_outputs(dtype: str, numerics: str, temperature: float, limit: int) -> dict[str, list[list[int]]]:
     """The tokens of the embedded pair on some prompts, by method."""
     settings = {
         "methods": "baseline,speculative,specexec" if not temperature else "baseline,specexec", "numerics": numerics,
@@ -336,9 +336,12 @@ def zoo_outputs(dtype: str, numerics: str, temperature: float, limit: int = 8) -
 @pytest.mark.slow
 @pytest.mark.parametrize("temperature", [0.0, 0.7])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
-def test_the_embedded_pair_decodes_the_same_tokens_by_every_lossless_method(dtype: str, temperature: float) -> None:
+@pytest.mark.parametrize("limit", [8, pytest.param(24, marks=pytest.mark.nightly)])
+def test_the_embedded_pair_decodes_the_same_tokens_by_every_lossless_method(
+    dtype: str, temperature: float, limit: int
+) -> None:
     """docs/gpu.md has how many outputs differ without the setting."""
-    made = zoo_outputs(dtype, "invariant", temperature)
+    made = zoo_outputs(dtype, "invariant", temperature, limit)
     plain = made.pop("baseline")
     assert made
     for method, texts in made.items():

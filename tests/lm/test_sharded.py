@@ -62,15 +62,21 @@ def outputs(folder: Path) -> dict[tuple[str, str], list[int]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("temperature", ["0", pytest.param("0.7", marks=pytest.mark.nightly)])
-def test_every_method_gives_the_tokens_of_one_process(workplace: Path, temperature: str) -> None:
+@pytest.mark.parametrize(
+    "temperature,limit,length",
+    [("0", 1, 24), *(pytest.param(t, 2, 40, marks=pytest.mark.nightly) for t in ("0", "0.7"))],
+)
+def test_every_method_gives_the_tokens_of_one_process(
+    workplace: Path, temperature: str, limit: int, length: int
+) -> None:
     """Shards add up in another order, so that a near tie might fall otherwise: on these prompts none does."""
-    more = ("--methods", METHODS, "--limit", "1", "--max-new-tokens", "24", "--temperature", temperature, "--show", "0")
+    more = ("--methods", METHODS, "--limit", str(limit), "--max-new-tokens", str(length), "--temperature", temperature,
+            "--show", "0")  # fmt: skip
     for name, settings in (("two", ("--config", shared(workplace))), ("one", ())):
         ended = run(command(name, *more, *settings))
         assert ended.returncode == 0, ended.stderr
     assert outputs(workplace / "two") == outputs(workplace / "one")
-    assert len(outputs(workplace / "two")) == len(METHODS.split(","))
+    assert len(outputs(workplace / "two")) == limit * len(METHODS.split(","))
     by_name = Counter(each.info.run_name for each in runs() if each.data.tags["method"] != "comparison")
     assert set(by_name.values()) == {2}  # one of each evaluation, by the first process
     facts = [json.loads((workplace / name / "environments.json").read_text()) for name in ("two", "one")]

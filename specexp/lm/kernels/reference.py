@@ -65,7 +65,7 @@ def rotate(heads: Tensor, table: Table) -> None:
     _, _, first, second = cos.shape
     part = heads if first * second == size else heads[:, :, : first * second]
     part = part.view(num, count, first, second)
-    # The same values; `flip` takes less time for few tokens, and three times as long for many.
+    # The same values: `flip` takes less time for few tokens, and more for many.
     swapped = part.flip(axis) if num < MANY_TOKENS else part.roll(1, axis)
     if cos.dtype == part.dtype:
         torch.addcmul(part * cos, swapped, sin, out=part)

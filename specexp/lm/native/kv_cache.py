@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from operator import itemgetter
 from typing import Protocol
 
 import torch
@@ -175,8 +174,8 @@ class Pool:
             return recorded
         # Rows that end and join change the order of feeds; attention reads rows in place that come one after the other.
         order = sorted(range(len(feeds)), key=lambda i: feeds[i][0])
-        answers = self._feed_in_order([feeds[i] for i in order])
-        return [answer for _, answer in sorted(zip(order, answers, strict=True), key=itemgetter(0))]
+        answers = dict(zip(order, self._feed_in_order([feeds[i] for i in order]), strict=True))
+        return [answers[i] for i in range(len(feeds))]
 
     def _feed_in_order(self, feeds: Sequence[tuple[int, Feed]]) -> list[tuple[Tensor, Tensor | None]]:
         """`feed_together` without recordings, for rows in ascending order."""
