@@ -4,9 +4,25 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from specexp.decoding.protocol import Role, Round, Score, Scored, Steps
+from specexp.decoding.protocol import Array, Role, Round, Score, Scored, Steps, Trial
 from specexp.decoding.rng import TARGET, Rng
 from specexp.decoding.rules import Warp
+
+
+@dataclass(frozen=True, slots=True)
+class PlainDecision:
+    """Commits the token that is drawn after the last one (`Decision`)."""
+
+    warp: Warp
+
+    @property
+    def recordable(self) -> bool:
+        return type(self.warp) is Warp
+
+    def __call__(self, scored: Scored, proposed: None, rng: Rng, position: Array | int) -> Round:
+        if self.warp.greedy:
+            return Round(self.warp.first(scored.logits), 1)
+        return Round(rng.pick(self.warp(scored.logits)[0], position, TARGET)[None], 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,11 +37,8 @@ class Baseline:
         return (self.model,)
 
     def steps(self, rng: Rng, remaining_tokens: int) -> Steps:
-        limit = remaining_tokens
+        limit, step = remaining_tokens, PlainDecision(self.warp)
         while remaining_tokens:
-            scored: Scored = yield Score(self.model)
-            if self.warp.greedy:
-                token = self.warp.first(scored.logits)
-            else:
-                token = rng.pick(self.warp(scored.logits)[0], limit - remaining_tokens, TARGET)[None]
-            remaining_tokens = yield Round(token, 1)
+            trial = Trial(step, None, rng, limit - remaining_tokens)
+            scored: Scored = yield Score(self.model, trial=trial)
+            remaining_tokens = yield trial(scored)

@@ -29,6 +29,7 @@ from specexp.decoding.protocol import (
     Scored,
     Steps,
     SuffixLimits,
+    Trial,
 )
 from specexp.decoding.rng import Rng
 from specexp.decoding.rules import Warp, one_hot, verify, verify_block, verify_greedy, verify_match
@@ -53,6 +54,11 @@ class Rule(Protocol):
 
     @property
     def needs(self) -> Needs: ...
+
+    @property
+    def recordable(self) -> bool:
+        """As of `Decision`."""
+        ...
 
     def accept_anyway(self, drafted: Drafted, scored: Scored) -> Array | None:
         """accepted_anyway[G] of bools, or None for none."""
@@ -172,8 +178,63 @@ class Lossless:
     def needs(self) -> Needs:
         return Needs()
 
+    @property
+    def recordable(self) -> bool:
+        return True
+
     def accept_anyway(self, drafted: Drafted, scored: Scored) -> Array | None:
         return None
+
+
+@dataclass(frozen=True, slots=True)
+class ChainDecision:
+    """Verifies a drafted chain, as `Chain` says (`Decision`)."""
+
+    rule: Rule
+    warp: Warp
+    models: tuple[Role, ...]
+    bonus: bool
+    verification: Verification
+
+    @property
+    def by_block(self) -> bool:
+        return self.verification == "block" and not self.warp.greedy
+
+    @property
+    def recordable(self) -> bool:
+        return type(self.warp) is Warp and self.rule.recordable
+
+    def __call__(self, scored: Scored, proposed: Drafted, rng: Rng, position: Array | int) -> Round:
+        drafted, num_drafted = proposed.tokens, proposed.tokens.shape[0]
+        accepted_anyway = self.rule.accept_anyway(proposed, scored)
+        if self.warp.greedy:
+            verdict = verify_greedy(scored.logits, drafted, accepted_anyway)
+        else:
+            p = self.warp(scored.logits)
+            q = one_hot(drafted, p) if proposed.q is None else proposed.q
+            if self.verification == "match":
+                verdict = verify_match(p, drafted, rng, position)
+            elif self.by_block:
+                assert accepted_anyway is None, "a rule that accepts single tokens has no block verification"
+                verdict = verify_block(p, q, drafted, rng, position)
+            else:
+                verdict = verify(p, q, drafted, accepted_anyway, rng, position)
+        num_tokens = verdict.num_accepted + 1
+        if num_drafted and not self.bonus:
+            num_tokens = array_namespace(drafted).clip(num_tokens, None, num_drafted)
+        return Round(
+            verdict.tokens,
+            num_tokens,
+            dict.fromkeys(self.models, verdict.num_accepted),
+            {
+                "num_accepted": verdict.num_accepted,
+                "num_drafted": num_drafted,
+                "judged": verdict.judged,
+                "overlap": verdict.overlap,
+            },
+            proposed.source,
+            reads_all=self.by_block or self.rule.needs.all_rows,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,40 +256,15 @@ class Chain:
     def models(self) -> tuple[Role, ...]:
         return ("target", *self.proposer.models)
 
+    @property
+    def decision(self) -> ChainDecision:
+        return ChainDecision(self.rule, self.warp, self.models, self.bonus, self.verification)
+
     def steps(self, rng: Rng, remaining_tokens: int) -> Steps:
-        limit = remaining_tokens
-        block = self.verification == "block" and not self.warp.greedy
-        needs = replace(self.rule.needs, by_round=block)
+        limit, decision = remaining_tokens, self.decision
+        needs = replace(self.rule.needs, by_round=decision.by_block)
         while remaining_tokens:
             drafted = yield from self.proposer.propose(self.warp, int(self.bonus), needs)
-            scored: Scored = yield Score("target", drafted.tokens, hidden=needs.target)
-            accepted_anyway = self.rule.accept_anyway(drafted, scored)
-            if self.warp.greedy:
-                verdict = verify_greedy(scored.logits, drafted.tokens, accepted_anyway)
-            else:
-                p = self.warp(scored.logits)
-                q = one_hot(drafted.tokens, p) if drafted.q is None else drafted.q
-                if self.verification == "match":
-                    verdict = verify_match(p, drafted.tokens, rng, limit - remaining_tokens)
-                elif block:
-                    assert accepted_anyway is None, "a rule that accepts single tokens has no block verification"
-                    verdict = verify_block(p, q, drafted.tokens, rng, limit - remaining_tokens)
-                else:
-                    verdict = verify(p, q, drafted.tokens, accepted_anyway, rng, limit - remaining_tokens)
-            num_drafted = drafted.tokens.shape[0]
-            num_tokens = verdict.num_accepted + 1
-            if num_drafted and not self.bonus:
-                num_tokens = array_namespace(drafted.tokens).clip(num_tokens, None, num_drafted)
-            remaining_tokens = yield Round(
-                verdict.tokens,
-                num_tokens,
-                dict.fromkeys(self.models, verdict.num_accepted),
-                {
-                    "num_accepted": verdict.num_accepted,
-                    "num_drafted": num_drafted,
-                    "judged": verdict.judged,
-                    "overlap": verdict.overlap,
-                },
-                drafted.source,
-                reads_all=block or needs.all_rows,
-            )
+            trial = Trial(decision, drafted, rng, limit - remaining_tokens)
+            scored: Scored = yield Score("target", drafted.tokens, hidden=needs.target, trial=trial)
+            remaining_tokens = yield trial(scored)

@@ -56,6 +56,10 @@ class Judged:
     needs: Needs
     warp: Warp = UNIT_TEMPERATURE
 
+    @property
+    def recordable(self) -> bool:
+        return getattr(self.score, "recordable", False) or self.threshold <= 0
+
     def accept_anyway(self, drafted: Drafted, scored: Scored) -> Array | None:
         num_drafted = drafted.tokens.shape[0]
         if not num_drafted or self.threshold <= 0:
@@ -120,6 +124,10 @@ class TopK:
     @property
     def needs(self) -> Needs:
         return Needs()
+
+    @property
+    def recordable(self) -> bool:
+        return True
 
     @property
     def is_off(self) -> bool:

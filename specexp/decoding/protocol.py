@@ -11,9 +11,10 @@ from __future__ import annotations
 
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from specexp.decoding.draft_length import RelativeCosts
+from specexp.decoding.rng import Rng
 from specexp.decoding.rules import Warp
 
 Array = Any  # an array of any namespace that array-api-compat knows
@@ -31,6 +32,8 @@ class Score:
     W = min(top, V) best tokens only, and are read to the host.
     `row_metadata` are lists of host integers, all of one length, that will be needed on the device of the logits. With
     `tree`, its places are the tokens, padding included, and the answer's `row_metadata` is its table.
+
+    With `trial`, the engine may have the device make the answer's round together with the forward (`Scored.round`).
     """
 
     model: Role
@@ -40,6 +43,7 @@ class Score:
     hidden: bool = False
     row_metadata: Sequence[Sequence[int]] = ()
     tree: GrownTree | None = None
+    trial: Trial | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -48,7 +52,8 @@ class Scored:
 
     These two are lists on the host, read in one transfer, since the decoder chooses among the best tokens there.
     `hidden`[R, H], the last layer after its norm, when asked for. The first of `tokens` is in slot `first_slot`.
-    `row_metadata` is an array with a row for each list of the ask's, on the device of the logits.
+    `row_metadata` is an array with a row for each list of the ask's, on the device of the logits. `round` is what the
+    ask's trial makes of this, with values on the host; None if it was not made yet.
     """
 
     logits: Array | None
@@ -57,6 +62,37 @@ class Scored:
     logprob: Sequence[Sequence[float]] = ()
     ids: Sequence[Sequence[int]] = ()
     row_metadata: Array | None = None
+    round: Round | None = None
+
+
+class Decision(Protocol):
+    """Decides what a round commits: a pure function of arrays, which never branches on a value.
+
+    Two that are equal decide alike. If `recordable`, it launches operations on the device of the logits and nothing
+    else, so that a recording of it decides as it does, also for an rng and a position that are arrays.
+    """
+
+    @property
+    def recordable(self) -> bool: ...
+
+    def __call__(self, scored: Scored, proposed: Any, rng: Rng, position: Array | int) -> Round:
+        """The round of what the target scored of `proposed`, a `Drafted`, a tree, or None. `position` is that of the
+        round's first token."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Trial:
+    """A decision and what it depends on besides the target's scores."""
+
+    decision: Decision
+    proposed: Any
+    rng: Rng
+    position: int
+
+    def __call__(self, scored: Scored) -> Round:
+        """The round, unless the device has made it already."""
+        return scored.round or self.decision(scored, self.proposed, self.rng, self.position)
 
 
 @dataclass(frozen=True, slots=True)

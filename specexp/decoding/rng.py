@@ -28,29 +28,30 @@ _ROUND_ROWS = 8  # positions of a round's own noise, of which no later round nee
 
 
 class Rng(Protocol):
-    """What a decoder draws from. Positions count the generated tokens, from 0."""
+    """What a decoder draws from. Positions count the generated tokens, from 0. They are ints, or in a recording, whose
+    rng is an `ArrayRng`, arrays[1]."""
 
-    def pick(self, weights: Array, position: int, purpose: int) -> Array:
+    def pick(self, weights: Array, position: Array | int, purpose: int) -> Array:
         """A token id (0-d array) drawn in proportion to weights[V], which need not be normalised."""
         ...
 
-    def sample_next(self, weights: Array, position: int, num_accepted: Array, num_drafted: int) -> Array:
+    def sample_next(self, weights: Array, position: Array | int, num_accepted: Array, num_drafted: int) -> Array:
         """The token after `num_accepted` drafts, counted from `position`: RESIDUAL, or TARGET when all were
         accepted."""
         ...
 
-    def accept_prefix(self, prob: Array, accepted_anyway: Array | None, position: int) -> tuple[Array, Array]:
+    def accept_prefix(self, prob: Array, accepted_anyway: Array | None, position: Array | int) -> tuple[Array, Array]:
         """Test prob[G] in order, from `position` on, up to the first that neither passes nor is accepted anyway.
 
         Returns (num_accepted, a 0-d integer array; passed[G], bools that hold up to and with the first rejection).
         """
         ...
 
-    def accept_longest(self, prob: Array, position: int) -> Array:
+    def accept_longest(self, prob: Array, position: Array | int) -> Array:
         """Test every prob[G], from `position` on: one more than the index of the last that passes, or 0 (0-d array)."""
         ...
 
-    def target_draws(self, weights: Array, position: int) -> Array:
+    def target_draws(self, weights: Array, position: Array | int) -> Array:
         """tokens[R], each drawn from its row of weights[R, V] at `position`, `position` + 1, ...: TARGET, as plain
         decoding draws there."""
         ...
@@ -78,7 +79,7 @@ class HashRng:
         digest = hashlib.blake2b(f"{seed}/{turn}/{prompt_id}".encode(), digest_size=8).digest()
         return cls((int.from_bytes(digest[:4], "little"), int.from_bytes(digest[4:], "little")))
 
-    def pick(self, weights: Array, position: int, purpose: int) -> Array:
+    def pick(self, weights: Array, position: Array | int, purpose: int) -> Array:
         (noise,) = self._noise(weights, position, 1, purpose)
         return _race(weights, noise)
 
@@ -91,7 +92,7 @@ class HashRng:
         tokens = xp.arange(weights.shape[-1], dtype=xp.int64, device=device(weights))[None, :]
         return _race(weights, -xp.log(self.uniform(position[:, None], purpose, tokens)))
 
-    def sample_next(self, weights: Array, position: int, num_accepted: Array, num_drafted: int) -> Array:
+    def sample_next(self, weights: Array, position: Array | int, num_accepted: Array, num_drafted: int) -> Array:
         # Noise of one row, at a position known on the device only: noise for all possible ones costs many times more.
         xp = array_namespace(weights)
         all_accepted = xp.astype(num_accepted == num_drafted, xp.int64)
@@ -99,24 +100,24 @@ class HashRng:
         tokens = xp.arange(weights.shape[-1], dtype=xp.int64, device=device(weights))
         return _race(weights, -xp.log(self.uniform(num_accepted + position, purpose, tokens)))
 
-    def accept_prefix(self, prob: Array, accepted_anyway: Array | None, position: int) -> tuple[Array, Array]:
+    def accept_prefix(self, prob: Array, accepted_anyway: Array | None, position: Array | int) -> tuple[Array, Array]:
         xp = array_namespace(prob)
         num = prob.shape[0]
         passed = self._noise(prob[:1], position, num, ACCEPT)[:, 0] < prob if num else prob > 0  # float64: 1.0 passes
         return _leading(xp, passed, accepted_anyway), passed
 
-    def accept_longest(self, prob: Array, position: int) -> Array:
+    def accept_longest(self, prob: Array, position: Array | int) -> Array:
         num = prob.shape[0]
         return _last(self._noise(prob[:1], position, num, ACCEPT)[:, 0] < prob if num else prob > 0)
 
-    def target_draws(self, weights: Array, position: int) -> Array:
+    def target_draws(self, weights: Array, position: Array | int) -> Array:
         return _race(weights, self._noise(weights, position, weights.shape[0], TARGET))
 
     def of_round(self, start: Array | int) -> HashRng:
         key = self.key[0], (self.key[1] + (start + 1) * 0x9E3779B1) & _MASK
         return HashRng(key, start, _ROUND_ROWS) if isinstance(start, int) else HashRng(key)
 
-    def _noise(self, like: Array, position: int, count: int, purpose: int) -> Array:
+    def _noise(self, like: Array, position: Array | int, count: int, purpose: int) -> Array:
         """[count, V] for `count` positions: the divisors of weights[V]; for ACCEPT, where V = 1, the noise itself.
 
         Computed for a block of positions at a time and kept: hashing few values is nearly all overhead.
@@ -139,7 +140,7 @@ class HashRng:
             parts.append(self._blocks[key][start : min(position + count - block * rows, rows)])
         return parts[0] if len(parts) == 1 else xp.concat(parts)
 
-    def uniform(self, position: Array, purpose: Array, token: Array) -> Array:
+    def uniform(self, position: Array, purpose: Array | int, token: Array) -> Array:
         """Noise in (0, 1), float64, for int64 arrays that broadcast together."""
         xp = array_namespace(token)
         one = _mix(_mix((position + self.key[0]) & _MASK) ^ ((purpose * 0x3C6EF372 + self.key[1]) & _MASK))
@@ -154,23 +155,38 @@ def _race(weights: Array, noise: Array) -> Array:
 
 
 @dataclass(frozen=True, slots=True)
+class ArrayRng(HashRng):
+    """`HashRng` at positions that only the device knows: computes noise in every call, and keeps none."""
+
+    def of_round(self, start: Array | int) -> ArrayRng:
+        return ArrayRng(HashRng.of_round(self, start).key)
+
+    def _noise(self, like: Array, position: Array | int, count: int, purpose: int) -> Array:
+        xp, where = array_namespace(like), device(like)
+        at = (xp.arange(count, dtype=xp.int64, device=where) + position)[:, None]
+        tokens = xp.arange(like.shape[-1], dtype=xp.int64, device=where)[None, :]
+        noise = self.uniform(at, purpose, tokens)
+        return noise if purpose == ACCEPT else -xp.log(noise)
+
+
+@dataclass(frozen=True, slots=True)
 class CertainRng:
     """For temperature 0, where every distribution is one-hot: the same outcomes as any other rng, without noise."""
 
-    def pick(self, weights: Array, position: int, purpose: int) -> Array:
+    def pick(self, weights: Array, position: Array | int, purpose: int) -> Array:
         return array_namespace(weights).argmax(weights)
 
-    def sample_next(self, weights: Array, position: int, num_accepted: Array, num_drafted: int) -> Array:
+    def sample_next(self, weights: Array, position: Array | int, num_accepted: Array, num_drafted: int) -> Array:
         return array_namespace(weights).argmax(weights)
 
-    def accept_prefix(self, prob: Array, accepted_anyway: Array | None, position: int) -> tuple[Array, Array]:
+    def accept_prefix(self, prob: Array, accepted_anyway: Array | None, position: Array | int) -> tuple[Array, Array]:
         passed = prob > 0
         return _leading(array_namespace(prob), passed, accepted_anyway), passed
 
-    def accept_longest(self, prob: Array, position: int) -> Array:
+    def accept_longest(self, prob: Array, position: Array | int) -> Array:
         return _last(prob > 0)
 
-    def target_draws(self, weights: Array, position: int) -> Array:
+    def target_draws(self, weights: Array, position: Array | int) -> Array:
         return array_namespace(weights).argmax(weights, axis=-1)
 
     def of_round(self, start: Array | int) -> CertainRng:

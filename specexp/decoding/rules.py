@@ -140,7 +140,9 @@ class VerifyResult:
         return xp.sum(xp.astype(self.judged, xp.int64))
 
 
-def verify(p: Array, q: Array, drafted: Array, accepted_anyway: Array | None, rng: Rng, position: int) -> VerifyResult:
+def verify(
+    p: Array, q: Array, drafted: Array, accepted_anyway: Array | None, rng: Rng, position: Array | int
+) -> VerifyResult:
     """Accept x_i with probability min(1, p_i(x_i) / q_i(x_i)), or if accepted_anyway[i]; after the first rejection draw
     from norm(max(p - q, 0)), after none from p (Leviathan et al. 2211.17192, Algorithm 1).
 
@@ -156,7 +158,7 @@ def verify(p: Array, q: Array, drafted: Array, accepted_anyway: Array | None, rn
     return _verdict(row, p, q, drafted, num_accepted, rng, position, None if accepted_anyway is None else passed)
 
 
-def verify_block(p: Array, q: Array, drafted: Array, rng: Rng, position: int) -> VerifyResult:
+def verify_block(p: Array, q: Array, drafted: Array, rng: Rng, position: Array | int) -> VerifyResult:
     """Accept as many of the drafted tokens as the whole chain allows (Sun et al. 2403.10444, Algorithm 2).
 
     `verify` stops at the first token that fails. Here x_1..x_i are kept with probability b_i = min(1, b_(i-1) p(x_i) /
@@ -183,7 +185,7 @@ def verify_block(p: Array, q: Array, drafted: Array, rng: Rng, position: int) ->
     return _verdict(row, p, q, drafted, num_accepted, rng, position, None)
 
 
-def _undrafted(p: Array, rng: Rng, position: int) -> VerifyResult:
+def _undrafted(p: Array, rng: Rng, position: Array | int) -> VerifyResult:
     """The verdict on an empty chain: what plain decoding draws. Rounds without a draft cost no more than its steps."""
     tokens = rng.target_draws(p, position)
     return VerifyResult(tokens, array_namespace(p).zeros_like(tokens[0]), 0, p[:0, 0])
@@ -200,7 +202,14 @@ def _row(rows: Array, number: Array) -> Array:
 
 
 def _verdict(
-    row: Array, p: Array, q: Array, drafted: Array, num_accepted: Array, rng: Rng, position: int, passed: Array | None
+    row: Array,
+    p: Array,
+    q: Array,
+    drafted: Array,
+    num_accepted: Array,
+    rng: Rng,
+    position: Array | int,
+    passed: Array | None,
 ) -> VerifyResult:
     """Append a token to the accepted ones: drawn from what row[V] has more than q there, and from row if that is
     nothing. `passed`[G] are the drafts that need no rule to accept them anyway; None if there is no such rule."""
@@ -223,7 +232,7 @@ def verify_greedy(logits: Array, drafted: Array, accepted_anyway: Array | None) 
     return _matched(array_namespace(logits).argmax(logits, axis=-1), drafted, accepted_anyway)
 
 
-def verify_match(p: Array, drafted: Array, rng: Rng, position: int) -> VerifyResult:
+def verify_match(p: Array, drafted: Array, rng: Rng, position: Array | int) -> VerifyResult:
     """Accept the drafted tokens up to the first that is not the one that the target draws there: plain decoding's
     output, seed by seed, whatever was drafted (SLEM in Timor et al. 2502.05202).
 

@@ -30,6 +30,7 @@ from specexp.decoding.protocol import (
     Score,
     Scored,
     Steps,
+    Trial,
 )
 from specexp.decoding.rng import TARGET, Rng
 from specexp.decoding.rules import Warp
@@ -45,12 +46,47 @@ class TreeRule(Protocol):
         """The target's hidden rows, or nothing."""
         ...
 
+    @property
+    def recordable(self) -> bool:
+        """As of `Decision`."""
+        ...
+
     def accept_nodes(self, tokens: Array, parents: Array, scored: Scored) -> Array | None:
         """accepted_anyway[N + 1] of bools for the nodes' tokens[N + 1] and their parents' rows[N + 1]; None for none.
 
         Row 0 is the root's, whose token and parent are -1; what is said of it does not matter.
         """
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class TreeDecision:
+    """Walks a tree, as `SpecExec` says (`Decision`)."""
+
+    warp: Warp
+    rule: TreeRule | None
+
+    @property
+    def recordable(self) -> bool:
+        return type(self.warp) is Warp and (self.rule is None or self.rule.recordable)
+
+    def __call__(self, scored: Scored, proposed: Tree | GrownTree, rng: Rng, position: Array | int) -> Round:
+        table, rule = scored.row_metadata, self.rule
+        assert table is not None
+        anyway = None if rule is None or table.shape[1] == 1 else rule.accept_nodes(table[0], table[1], scored)
+        path = walk(scored.logits, table, proposed.depth, self.warp, rng, position, anyway)
+        return Round(
+            path.tokens,
+            path.num_accepted + 1,
+            {"target": path.slots, "draft": path.draft_slots},
+            {
+                **_counts(proposed),
+                "num_accepted": path.num_accepted,
+                "path": path.slots,
+                "ranks": path.ranks,
+                **({} if rule is None else {"judged": path.judged}),
+            },
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,27 +142,13 @@ class SpecExec:
         return ("target", "draft")
 
     def steps(self, rng: Rng, remaining_tokens: int) -> Steps:
-        limit, rule = remaining_tokens, self.rule
-        hidden = rule is not None and rule.needs.target
+        limit, decision = remaining_tokens, TreeDecision(self.warp, self.rule)
+        hidden = self.rule is not None and self.rule.needs.target
         while remaining_tokens:
             tree = yield from grow(self.tree)
-            scored: Scored = yield _verification(tree, hidden)
-            table = scored.row_metadata
-            assert table is not None
-            anyway = None if rule is None or table.shape[1] == 1 else rule.accept_nodes(table[0], table[1], scored)
-            path = walk(scored.logits, table, tree.depth, self.warp, rng, limit - remaining_tokens, anyway)
-            remaining_tokens = yield Round(
-                path.tokens,
-                path.num_accepted + 1,
-                {"target": path.slots, "draft": path.draft_slots},
-                {
-                    **_counts(tree),
-                    "num_accepted": path.num_accepted,
-                    "path": path.slots,
-                    "ranks": path.ranks,
-                    **({} if rule is None else {"judged": path.judged}),
-                },
-            )
+            trial = Trial(decision, tree, rng, limit - remaining_tokens)
+            scored: Scored = yield _verification(tree, hidden, trial)
+            remaining_tokens = yield trial(scored)
 
 
 def grow(ask: GrowTree) -> Generator[Ask, Any, Tree | GrownTree]:
@@ -143,13 +165,13 @@ def grow(ask: GrowTree) -> Generator[Ask, Any, Tree | GrownTree]:
     return tree
 
 
-def _verification(tree: Tree | GrownTree, hidden: bool) -> Score:
+def _verification(tree: Tree | GrownTree, hidden: bool, trial: Trial) -> Score:
     """What the target is asked of a tree."""
     if isinstance(tree, GrownTree):
-        return Score("target", hidden=hidden, tree=tree)
+        return Score("target", hidden=hidden, tree=tree, trial=trial)
     grown = tree.grown()
     tokens, parents = [node.token for node, _ in grown], [parent for _, parent in grown]
-    return Score("target", tokens or None, parents or None, hidden=hidden, row_metadata=by_row(grown))
+    return Score("target", tokens or None, parents or None, hidden=hidden, row_metadata=by_row(grown), trial=trial)
 
 
 def _counts(tree: Tree | GrownTree) -> Mapping[str, Array | int]:
@@ -185,7 +207,7 @@ def by_row(grown: Sequence[tuple[Node, int]]) -> list[list[int]]:
 
 
 def walk(
-    logits: Array, table: Array, depth: int, warp: Warp, rng: Rng, position: int, anyway: Array | None = None
+    logits: Array, table: Array, depth: int, warp: Warp, rng: Rng, position: Array | int, anyway: Array | None = None
 ) -> Path:
     """Draw at the root, go to the child that was drawn if there is one, draw there, and so on.
 

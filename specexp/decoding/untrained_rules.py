@@ -93,6 +93,10 @@ class Typical:
         return Needs()
 
     @property
+    def recordable(self) -> bool:
+        return True
+
+    @property
     def is_off(self) -> bool:
         return self.epsilon >= 1 and self.delta == math.inf
 
@@ -120,6 +124,10 @@ class EntropyGate:
     @property
     def needs(self) -> Needs:
         return Needs()
+
+    @property
+    def recordable(self) -> bool:
+        return True
 
     def accept_anyway(self, drafted: Drafted, scored: Scored) -> Array | None:
         if not drafted.tokens.shape[0] or self.gate >= 1:
@@ -150,6 +158,10 @@ class FLy:
     @property
     def needs(self) -> Needs:
         return Needs(all_rows=self.gate < 1)
+
+    @property
+    def recordable(self) -> bool:
+        return True
 
     def accept_anyway(self, drafted: Drafted, scored: Scored) -> Array | None:
         num_drafted = drafted.tokens.shape[0]
@@ -189,6 +201,10 @@ class Fuzzy:
     @property
     def needs(self) -> Needs:
         return Needs(draft_q=self.bound > 0)
+
+    @property
+    def recordable(self) -> bool:
+        return True
 
     def accept_anyway(self, drafted: Drafted, scored: Scored) -> Array | None:
         if not drafted.tokens.shape[0] or self.bound <= 0:

@@ -66,6 +66,10 @@ class ChainLength:
         """What `commit` needs to be read to the host."""
         return [] if self._probability is None else [self._probability]
 
+    def was_read(self, probability: list[float]) -> None:
+        """Keep what was read of `unread`."""
+        self._probability = probability
+
     def commit(
         self, position: int, num_tokens: int, num_drafted: int, num_accepted: int, read: Sequence[Sequence[float]]
     ) -> None:

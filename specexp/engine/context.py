@@ -9,7 +9,17 @@ from array_api_compat import array_namespace
 
 from specexp.decoding.protocol import GrownTree, GrowTree
 from specexp.decoding.tensor_tree import TreeSizes
-from specexp.lm.model import Array, Branches, Feed, Following, GrowsTrees, Model, Session, StateReader, own_text
+from specexp.lm.device_rounds import FeedsThrough, GrowsTrees, Then
+from specexp.lm.model import (
+    Array,
+    Branches,
+    Feed,
+    Following,
+    Model,
+    Session,
+    StateReader,
+    own_text,
+)
 
 
 class Context:
@@ -28,6 +38,7 @@ class Context:
         self._own_text = own_text(session)
         self._reader = session if isinstance(session, StateReader) else None
         self._trees = session if isinstance(session, GrowsTrees) else None
+        self._through = session if isinstance(session, FeedsThrough) else None
         self._leader = leader
         self._led = self._follows = False  # whether the leader is at the same sequence; and fills the slots
         self._use_cache = cached
@@ -37,6 +48,7 @@ class Context:
         self._fed: list[Array] = []  # without a cache: the tokens of this round, in slots 0, 1, ...
         self._num_slots = 0
         self._parents: list[int] | None = None  # of each slot; -1 is the last committed token; None: all one chain
+        self.num_fed = 0  # tokens of the last `feed_through`, or before the tree of the last `feed_tree_through`
         self.num_calls = 0  # ever, prefill included
         self.num_positions = 0
 
@@ -93,8 +105,13 @@ class Context:
             if tokens is not None:
                 self._fed.append(tokens)
         elif not self._begun:
-            parts = [self._model.ids(self._ids[self._num_cached :])]
+            ids = self._ids[self._num_cached :]
             self._num_cached = len(self._ids)
+            if tokens is None:
+                self._begun = True
+                self.count(len(ids))
+                return Feed(self._session, lambda: self._model.ids(ids), rows, hidden, self._branches(), ids)
+            parts = [self._model.ids(ids)]
         self._begun = True
         if tokens is not None:
             parts.append(tokens)
@@ -119,17 +136,43 @@ class Context:
         """The session's tree after the committed tokens, and how many it was fed before: not counted yet."""
         assert self._trees is not None
         fed = self._unfed(TreeSizes.of(ask, ask.width).slots)
-        return self._trees.grow(fed, ask, depth), fed.shape[0]
+        return self._trees.grow(fed, ask, depth), len(fed)
 
     def feed_tree(self, tree: GrownTree, hidden: bool) -> tuple[tuple[Array, Array | None], int]:
         """What the session scores of a tree, and how many tokens were fed before it: not counted yet."""
         assert self._trees is not None
         fed = self._unfed(tree.depths.shape[0])
-        return self._trees.feed_tree(fed, tree, hidden), fed.shape[0]
+        return self._trees.feed_tree(self._model.ids(fed), tree, hidden), len(fed)
 
-    def _unfed(self, num_slots: int) -> Array:
-        """The committed tokens that are not in the cache yet, which are fed before `num_slots` slots of a tree."""
-        fed = self._model.ids(self._ids[self._num_cached :])
+    def takes_through(self, num: int, tree: GrownTree | None) -> bool:
+        """True if the session goes on from the round's first ask, of `num` tokens or a tree, in the same recording."""
+        if self._through is None or not self._use_cache or self._begun or self._follows:
+            return False
+        return tree is not None or self._through.takes(len(self._ids) - self._num_cached + num)
+
+    def feed_through(
+        self, tokens: Array | None, hidden: bool, then: Then, given: Sequence[Array | int]
+    ) -> tuple[Array, Then]:
+        """The round's first feed, of tokens[N], and what `then` makes of it."""
+        assert self._through is not None
+        num = 0 if tokens is None else tokens.shape[0]
+        fed = self._unfed(num)
+        self.num_fed = len(fed) + num
+        self.count(self.num_fed)
+        return self._through.feed_through(fed, tokens, hidden, then, given)
+
+    def feed_tree_through(
+        self, tree: GrownTree, hidden: bool, then: Then, given: Sequence[Array | int]
+    ) -> tuple[Array, Then]:
+        """The same of a tree, of which nothing is counted yet."""
+        assert self._through is not None
+        fed = self._unfed(tree.depths.shape[0])
+        self.num_fed = len(fed)
+        return self._through.feed_tree_through(fed, tree, hidden, then, given)
+
+    def _unfed(self, num_slots: int) -> list[int]:
+        """The committed tokens that are not in the cache yet, which are fed before `num_slots` slots."""
+        fed = self._ids[self._num_cached :]
         self._num_cached, self._begun, self._num_slots = len(self._ids), True, num_slots
         return fed
 

@@ -21,6 +21,7 @@ from specexp.engine.drafting import Drafting
 from specexp.engine.ending import PLAIN, End, Ending
 from specexp.engine.forwards import score, score_pending
 from specexp.engine.host_transfer import HostTransfer
+from specexp.engine.recorded_rounds import RecordedRounds
 from specexp.engine.request import (
     PendingScore,
     Request,
@@ -72,7 +73,7 @@ class Engine:
         self._transfer = HostTransfer()
         alone = max_batch_size == 1 and cached
         self._drafting = Drafting(models, self._transfer, whole=cached, alone=alone)
-        self._trees = DeviceTrees(models, alone)
+        self._trees, self._recorded = DeviceTrees(models, alone), RecordedRounds(self._transfer)
 
     @property
     def num_host_reads(self) -> int:
@@ -271,7 +272,8 @@ class Engine:
                 return self._commit(with_asks(states, Round))
             case _:
                 asked = with_asks(states, Score)
-                return score(self._models[asked[0][1].model], asked, self._transfer)
+                alone = self._recorded.score(*asked[0]) if len(asked) == 1 else None
+                return [alone] if alone else score(self._models[asked[0][1].model], asked, self._transfer)
 
     def _length(self, state: RequestState) -> Drafted | GrownTree | int:
         if isinstance(state.ask, GrowTree):
@@ -281,7 +283,7 @@ class Engine:
 
     def _commit(self, asked: Sequence[tuple[RequestState, Round]]) -> list[int]:
         parts = [part for _, ask in asked for part in parts_of(ask)]
-        more = [x for state, _ in asked for x in (*(each.values for each in state.peaks), *state.unread())]
+        more = [x for state, _ in asked for x in state.watched()]
         read = self._transfer.read([*parts, *more])
         values, peaks = iter(read[: len(parts)]), iter(read[len(parts) :])
         left = []

@@ -16,19 +16,19 @@ class HostTransfer:
     def __init__(self) -> None:
         self.num_reads = 0
 
-    def read(self, arrays: Sequence[Array | int | float]) -> list[list[float]]:
-        """Values of all arrays, in one transfer. Integers below 2**53 survive float64."""
+    def read(self, arrays: Sequence[Array | float]) -> list[list[float]]:
+        """Values of all arrays, in one transfer. Integers below 2**53 survive float64. Lists and numbers are there."""
         # An array that is named several times is read once.
-        distinct = {id(a): a for a in arrays if not isinstance(a, int | float)}
+        distinct = {id(a): a for a in arrays if not isinstance(a, int | float | list)}
         if not distinct:
-            return [[a] for a in arrays]
+            return [_there(a) for a in arrays]
         self.num_reads += 1
         values: dict[int, list[float]] = {}
         if str(device(next(iter(distinct.values())))) == "cpu":  # nothing to transfer
             for key, a in distinct.items():
                 result = a.tolist()
                 values[key] = result if isinstance(result, list) else [result]
-            return [[a] if isinstance(a, int | float) else values[id(a)] for a in arrays]
+            return [values[id(a)] if id(a) in values else _there(a) for a in arrays]
         xp = array_namespace(next(iter(distinct.values())))
         parts = [xp.reshape(xp.astype(a, xp.float64), (-1,)) for a in distinct.values()]
         flat = xp.concat(parts).tolist()
@@ -37,4 +37,8 @@ class HostTransfer:
             size = 1 if is_number(a) else a.shape[0]
             values[key] = flat[start : start + size]
             start += size
-        return [[a] if isinstance(a, int | float) else values[id(a)] for a in arrays]
+        return [values[id(a)] if id(a) in values else _there(a) for a in arrays]
+
+
+def _there(values: list[float] | float) -> list[float]:
+    return [values] if isinstance(values, int | float) else list(values)

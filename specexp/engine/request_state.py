@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from specexp.decoding.protocol import Answer, Array, Ask, Role, Round, Steps
@@ -65,8 +65,8 @@ class Generation:
 class LogitPeaks:
     """The largest logits of some rows: finite unless a row holds NaN or infinity. -inf alone is a masked token.
 
-    `values`[R] are of rows `first`, `first` + 1, ...; row 0 follows the last committed token, row i + 1 the token in
-    slot i. With `drafts`, they are of the rows that a chain was drafted from.
+    `values`[R], an array or a list, are of rows `first`, `first` + 1, ...; row 0 follows the last committed token, row
+    i + 1 the token in slot i. With `drafts`, they are of the rows that a chain was drafted from.
     """
 
     role: Role
@@ -148,7 +148,7 @@ class RequestState:
         out.num_cut += num_tokens - len(tokens)
         out.token_ids += tokens
         if "num_drafted" in counts:
-            self._learn(counts, num_tokens, [next(peaks) for _ in self.unread()])
+            self._learn(counts, num_tokens, [next(peaks) for _ in self._unread()])
             cut = self.ended or len(tokens) < num_tokens
             self._count_chain(counts, len(tokens), len(tokens) if cut else self.remaining_tokens, ask.source)
         elif "num_nodes" in counts:
@@ -162,8 +162,17 @@ class RequestState:
         self.remaining_tokens = self.end.room(self._left)
         return self._left
 
-    def unread(self) -> list[Array]:
-        """What decides later drafts: read to the host with the round, after its peaks."""
+    def watched(self) -> list[Array]:
+        """What is read to the host with the round besides its own values: the peaks, and what decides later drafts."""
+        return [*(each.values for each in self.peaks), *self._unread()]
+
+    def was_read(self, values: Sequence[list[float]]) -> None:
+        """Keep the values of `watched` in place of the arrays."""
+        self.peaks = [replace(each, values=got) for each, got in zip(self.peaks, values, strict=False)]
+        if self.chain_length is not None and (more := values[len(self.peaks) :]):
+            self.chain_length.was_read(*more)
+
+    def _unread(self) -> list[Array]:
         return [] if self.chain_length is None else self.chain_length.unread()
 
     def _learn(self, counts: Mapping[str, list[float]], num_tokens: int, read: Sequence[Sequence[float]]) -> None:
@@ -278,8 +287,8 @@ def parts_of(ask: Round) -> list[Array | int]:
     return [ask.tokens, ask.num_tokens, *ask.kept.values(), *ask.counts.values()]
 
 
-def is_number(value: Array | int | float) -> bool:
-    return isinstance(value, int | float) or not value.shape
+def is_number(value: Array | float) -> bool:
+    return isinstance(value, int | float) or not (isinstance(value, list) or value.shape)
 
 
 def _slots(kept: Array | int, values: list[float]) -> list[int] | range:

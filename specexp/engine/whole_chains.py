@@ -81,7 +81,7 @@ class WholeChains:
     def _count(self, chain: OpenChain, feed: Feed, drafted: Drafted, ask: Draft) -> None:
         more = drafted.tokens.shape[0] - 1 + ask.feed_last_token
         chain.state.contexts["draft"].advance(more)
-        for positions in (feed.tokens.shape[0], *[1] * more):
+        for positions in (feed.num_tokens, *[1] * more):
             chain.state.fed("draft", positions)
 
     def _on_targets_device(self, chain: OpenChain, drafted: Drafted, ask: Draft) -> Drafted:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from array_api_compat import array_namespace, device
@@ -28,7 +28,7 @@ NODES = {"feature": "int32", "bound": "float32", "left": "int32", "right": "int3
 _LARGEST = 80.0  # largest exponent: exp of a few more overflows float32
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Network:
     """mean[F], scale[F], then weight_i[out, in] and bias_i[out] of each layer, all float32; `kind` gives the number.
 
@@ -38,6 +38,7 @@ class Network:
     kind: str
     arrays: Mapping[str, np.ndarray]
     _placed: dict[tuple[str, str], dict[str, Array]] = field(default_factory=dict, repr=False)
+    recordable: ClassVar[bool] = True  # once it has run on a device, it only launches operations there
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:

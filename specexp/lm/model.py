@@ -9,7 +9,7 @@ from typing import Any, Protocol, cast, runtime_checkable
 from array_api_compat import array_namespace
 
 from specexp.decoding.draft_length import Stopping
-from specexp.decoding.protocol import Draft, Drafted, GrownTree, GrowTree
+from specexp.decoding.protocol import Draft, Drafted
 from specexp.decoding.rng import Rng
 
 Array = Any
@@ -57,13 +57,27 @@ class Session(Protocol):
 
 @dataclass(slots=True, eq=False)  # created at every step; a frozen one takes three times as long
 class Feed:
-    """The arguments of one call to `Session.feed`, together with the session."""
+    """The arguments of one call to `Session.feed`, together with the session.
+
+    `given` are the tokens[N]; or what makes them, where the host knows their `ids`: recordings take these instead.
+    """
 
     session: Session
-    tokens: Array
+    given: Array | Callable[[], Array]
     rows: int
     hidden: bool = False
     branches: Branches | None = None
+    ids: Sequence[int] | None = None
+
+    @property
+    def tokens(self) -> Array:
+        if callable(self.given):
+            self.given = self.given()
+        return self.given
+
+    @property
+    def num_tokens(self) -> int:
+        return self.tokens.shape[0] if self.ids is None else len(self.ids)
 
 
 CHUNK = 256  # tokens of a prefill per forward
@@ -200,26 +214,6 @@ class StateReader(Protocol):
     def read(self, ids: Sequence[int], keeper: Session | None) -> None:
         """Be told all committed ids, before each round, and the target's session, which holds all but the last one;
         None if that is at another sequence."""
-        ...
-
-
-@runtime_checkable
-class GrowsTrees(Protocol):
-    """A session of a model that grows whole token trees on its device, and scores those that another one grew there."""
-
-    def takes_tree(self, ask: GrowTree, num: int) -> bool:
-        """True if it can do both with a tree of this shape, after `num` tokens that it was not fed yet."""
-        ...
-
-    def grow(self, tokens: Array, ask: GrowTree, depth: int) -> GrownTree:
-        """Feed tokens[n] and grow a tree after the last one, of at most `depth` levels, without reading a value."""
-        ...
-
-    def feed_tree(self, tokens: Array, tree: GrownTree, hidden: bool) -> tuple[Array, Array | None]:
-        """Append tokens[n] as a chain and the places[K] of a tree after the last one, padding included.
-
-        Returns logits[K + 1, V] for the last of `tokens` and the places and, with `hidden`, their final states.
-        """
         ...
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from specexp.decoding.protocol import Draft, GrowTree, Role
 from specexp.decoding.rng import CertainRng
 from specexp.decoding.rules import Warp
+from specexp.lm.device_rounds import GrowsTrees
 from specexp.lm.model import (
     Array,
     Branches,
@@ -15,7 +16,6 @@ from specexp.lm.model import (
     DraftsBlocks,
     Feed,
     Follower,
-    GrowsTrees,
     Model,
     Session,
     StateReader,
@@ -133,12 +133,12 @@ class CallBench:
         ask = GrowTree(tree.nodes, tree.depth, tree.width, tree.width)
         root = self._timed("draft", [1])
         self._rewind()
-        fed = {role: self._some(role, 1) for role in self._sessions}
+        ids, fed = self._tokens("draft", 1), self._some("target", 1)
         timing = self._timers["draft"].start()
-        grown = draft.grow(fed["draft"], ask, tree.depth)
+        grown = draft.grow(ids, ask, tree.depth)
         growth = timing.stop()
         timing = self._timers["target"].start()
-        target.feed_tree(fed["target"], grown, False)
+        target.feed_tree(fed, grown, False)
         scored = timing.stop()
         if tree.depth > 1:
             yield ("tree_draft", tree.width), mean_of(lambda: max(0.0, growth() - root()), tree.depth - 1)

@@ -253,6 +253,10 @@ class TimedRule:
     def needs(self) -> Needs:
         return self._rule.needs
 
+    @property
+    def recordable(self) -> bool:
+        return False  # a recording has no clock
+
     def accept_anyway(self, drafted: Drafted, scored: Scored) -> Array | None:
         return self._accept_anyway(drafted, scored)
 

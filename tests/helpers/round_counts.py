@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from helpers.tape import Tape
 
-ROUND = "a round has ended"
+ROUND, REPLAY = "a round has ended", "a replay"
 Run = Callable[[Callable[..., None]], object]  # calls what it is given after each round
 
 
@@ -37,7 +37,8 @@ class CountingTape(Tape):
         def marked(*given: Any) -> Any:
             self.running += 1
             try:
-                return call(*given)
+                with record_function(REPLAY):
+                    return call(*given)
             finally:
                 self.running -= 1
 
@@ -59,10 +60,12 @@ class Between(TorchDispatchMode):
 
 @dataclass(frozen=True)
 class Memory:
-    """At the end of each round of a run: the bytes held, beyond those at its beginning, and the most until then."""
+    """At the end of each round of a run: the bytes held, beyond those at its beginning, the most until then, and the
+    bytes that were taken from the allocator until then, given back or not, outside of replays."""
 
     held: list[int]
     most: list[int]
+    taken: list[int]
 
     @classmethod
     def on_cpu(cls, run: Run) -> Memory:
@@ -75,25 +78,32 @@ class Memory:
         gc.collect()
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
             run(note)
-        result, now, most = cls([], []), 0, 0
+        result, now, most, taken, replay_ends = cls([], [], []), 0, 0, 0, 0
         for event in sorted(profiled.profiler.kineto_results.events(), key=lambda event: event.start_ns()):
             if event.name() == "[memory]":
                 now += event.nbytes()
                 most = max(most, now)
+                taken += max(0, event.nbytes()) if event.start_ns() > replay_ends else 0
+            elif event.name() == REPLAY:
+                replay_ends = max(replay_ends, event.start_ns() + event.duration_ns())
             elif event.name() == ROUND:
                 result.held.append(now)
                 result.most.append(most)
+                result.taken.append(taken)
         return result
 
     @classmethod
     def on_cuda(cls, run: Run) -> Memory:
-        """By PyTorch's count of what is in use, and of what the driver was asked for, ever."""
+        """By PyTorch's counts of what is in use, and of what the driver and the allocator were asked for, ever: the
+        replay of a graph asks neither."""
         gc.collect()
-        result, start = cls([], []), torch.cuda.memory_allocated()
+        result, start = cls([], [], []), torch.cuda.memory_allocated()
 
         def note(*_: object) -> None:
             result.held.append(torch.cuda.memory_allocated() - start)
-            result.most.append(torch.cuda.memory_stats()["reserved_bytes.all.allocated"])
+            stats = torch.cuda.memory_stats()
+            result.most.append(stats["reserved_bytes.all.allocated"])
+            result.taken.append(stats["allocated_bytes.all.allocated"])
 
         run(note)
         return result

@@ -469,8 +469,8 @@ PLACEMENT, ON_WORKERS = "specexp.workers.placement", "specexp.certify.on_workers
 ADVICE_MEASURING = "specexp.advise.workers.measuring"
 ENGINE_STREAM = "specexp.engines.stream"
 
-ROWS_FORWARD, ROW_LAYOUT, BATCH_GRAPHS, RECORDED_DRAFT = (
-    f"specexp.lm.native.{name}" for name in ("rows_forward", "row_layout", "batch_graphs", "recorded_draft")
+ROWS_FORWARD, BATCH_GRAPHS, RECORDED_DRAFT = (
+    f"specexp.lm.native.{name}" for name in ("rows_forward", "batch_graphs", "recorded_draft")
 )
 TENSOR_TREE, TREE_GRAPHS, DEVICE_TREES = (
     "specexp.decoding.tensor_tree",
@@ -735,8 +735,8 @@ FILE_BUGS: dict[tuple[str, ...], list[Bug]] = {
         Bug("every row has the first one's seed", BATCH_GRAPHS, "[key[0] for key in keys]", "[keys[0][0] for key in keys]"),
         Bug("answers are those of the rows' first tokens", BATCH_GRAPHS, "range(stop - feed.rows, stop)", "range(place * size, place * size + feed.rows)"),
         Bug("the padding of a row counts as fed", BATCH_GRAPHS, "pool.lengths[row] += feed.tokens.shape[0]", "pool.lengths[row] += size"),
-        Bug("values are in the order of the feeds", ROW_LAYOUT, "result[place] = value", "result[self.places.index(place)] = value"),
-        Bug("a row may be there twice", ROW_LAYOUT, "if row not in used]", "]"),
+        Bug("values are in the order of the feeds", ROWS_FORWARD, "result[place] = value", "result[self.places.index(place)] = value"),
+        Bug("a row may be there twice", ROWS_FORWARD, "if row not in used]", "]"),
         Bug("a row that stopped counts what others draft", RECORDED_DRAFT, "number.add_(goes_on)", "number.add_(1)"),
         Bug("an unlikely token ends nothing", RECORDED_DRAFT, " & ~(chance.double() < ask.min_draft_probability)", ""),
         Bug("a chain ends with the first row that does", RECORDED_DRAFT, "(goes_on if ask.feed_last_token else following).any()", "(goes_on if ask.feed_last_token else following).all()"),

@@ -34,7 +34,7 @@ from specexp.lm.hf.hf_model import HFModel
 from specexp.lm.hf.loading import model_of_layers
 from specexp.lm.model import Feed
 from specexp.lm.native import batch_graphs, cuda_graphs, kv_cache
-from specexp.lm.native.row_layout import RowLayout, row_count
+from specexp.lm.native.rows_forward import RowLayout, row_count
 from specexp.pair.loading import Pair
 from specexp.pair.tokenization import ToyText
 

@@ -124,7 +124,7 @@ def test_padding_has_neither_a_row_nor_a_slot() -> None:
     draft, target = (pair[role].session() for role in ("draft", "target"))
     for model, session in ((pair["draft"], draft), (pair["target"], target)):
         session.feed(model.ids(prompt), rows=0)
-    tree = draft.grow(pair["draft"].ids([8]), ask, 3)  # type: ignore[attr-defined]
+    tree = draft.grow([8], ask, 3)  # type: ignore[attr-defined]
     logits, hidden = target.feed_tree(pair["target"].ids([8]), tree, True)  # type: ignore[attr-defined]
     num = int(tree.counts[0])
     assert num < tree.depths.shape[0], "no padding"

@@ -274,7 +274,7 @@ class HFModel:
         self, feed: Feed, ask: Draft, length: int, rng: Rng, position: int, stopping: Stopping | None = None
     ) -> Drafted:
         if isinstance(feed.session, GraphSession):
-            return feed.session.draft(feed.tokens, ask, length, rng, position, stopping)
+            return feed.session.draft(feed, ask, length, rng, position, stopping)
         assert isinstance(feed.session, NativeSession)
         return draft_chain(feed.session, feed.tokens, ask, length, rng, position, stopping)
 

@@ -1,6 +1,6 @@
 """Recordings for several rows that are fed together, each at its own length: chains, and whole drafted chains.
 
-There is one for each number of rows (`row_layout.py`, the rest is masked), of tokens that a row is fed, and bucket of
+There is one for each number of rows (`RowLayout`, the rest is masked), of tokens that a row is fed, and bucket of
 attention length, which is the longest row's. Rows that are done leave gaps: while those in use are the first ones of
 the buffers, they are read in place, else they are gathered, which is a second recording. Which rows they are, where
 they start and what their draws depend on are inputs, so that rows join and leave without another one.
@@ -27,8 +27,7 @@ from specexp.lm.native.graph_capture import Capture, Recording, Recordings
 from specexp.lm.native.kv_cache import Buffers, NativeSession, Pool
 from specexp.lm.native.native_forward import NativeForward
 from specexp.lm.native.recorded_draft import chain_recording, ends_early, numbers_of, recording_of
-from specexp.lm.native.row_layout import RowLayout, row_count
-from specexp.lm.native.rows_forward import UNUSED, RowsForward
+from specexp.lm.native.rows_forward import UNUSED, RowLayout, RowsForward, row_count
 from specexp.lm.transfer import integers, to_device
 
 MOST_TOKENS = 512  # of all rows of a recording: it keeps the logits of each
@@ -142,7 +141,7 @@ class BatchGraphs:
         if feed.tokens.shape[0] <= most:
             return feed
         NativeSession(pool, row).feed(feed.tokens[:-1], rows=0)
-        return replace(feed, tokens=feed.tokens[-1:])
+        return replace(feed, given=feed.tokens[-1:], ids=None)
 
     def _feed(self, pool: Pool, feeds: Sequence[tuple[int, Feed]]) -> Answers:
         """Feed chains of at most `_piece` tokens by one replay."""
@@ -259,7 +258,8 @@ def _part(feed: Feed, start: int, stop: int) -> Feed:
     """The feed of a feed's tokens start .. stop - 1."""
     num = feed.tokens.shape[0]
     stop = min(stop, num)
-    return replace(feed, tokens=feed.tokens[start:stop], rows=min(max(feed.rows - (num - stop), 0), stop - start))
+    rows = min(max(feed.rows - (num - stop), 0), stop - start)
+    return replace(feed, given=feed.tokens[start:stop], rows=rows, ids=None)
 
 
 def _joined(answers: Answers) -> tuple[Tensor, Tensor | None]:

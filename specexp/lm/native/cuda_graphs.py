@@ -28,15 +28,16 @@ from specexp.decoding.draft_length import Stopping
 from specexp.decoding.protocol import Draft, Drafted, GrownTree, GrowTree
 from specexp.decoding.rng import HashRng, Rng
 from specexp.decoding.tensor_tree import TreeSizes
-from specexp.lm.model import Branches, Session, in_pieces
-from specexp.lm.native import tree_graphs
+from specexp.lm.device_rounds import Then
+from specexp.lm.model import Branches, Feed, Session, in_pieces
+from specexp.lm.native import feed_through, tree_graphs
 from specexp.lm.native.bucketed_forward import BucketForward, tree_inputs, tree_masks
-from specexp.lm.native.graph_capture import Capture, Recording, Recordings
+from specexp.lm.native.graph_capture import Capture, Given, Recording, Recordings
 from specexp.lm.native.kv_cache import NativeSession, Pool
 from specexp.lm.native.recorded_draft import chain_recording, ends_early, numbers_of, recording_of
-from specexp.lm.transfer import to_device
+from specexp.lm.transfer import integers, to_device
 
-CHAINS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 13, 16, 17, 24, 32, 33, 64, 65)  # sizes, in tokens, of chain recordings
+CHAINS = (*range(1, 18), 24, 32, 33, 64, 65)  # sizes, in tokens, of chain recordings
 CATCH_UPS = (1, 2, 8, 24, 65)  # sizes of the first forward of a drafted chain: few, since each holds a whole chain
 TREE_STEP = 16  # trees are padded to a multiple of this number of tokens, which suits matrix units,
 TREES = 1024  # up to this many
@@ -96,20 +97,16 @@ class Graphs:
     ) -> tuple[Tensor, Tensor | None]:
         """`Session.feed` of a chain or a tree by a recording of `size` tokens (`recorded_size`)."""
         num, start = tokens.shape[0], self.pool.lengths[0]
+        bucket = self.bucket_for(start + size)
         if branches is None:
-            bucket = self.bucket_for(start + size)
             x, logits = self.recordings.answer(
                 ("chain", size, bucket), lambda: self._chain(size, bucket), (tokens, start)
             )
         else:
-            bucket = self.bucket_for(start + size)
             masks, positions = tree_masks(self._forward, start, num, branches, size, bucket)
-            given: list[Tensor | int] = [
-                tokens,
-                start,
-                *(to_device(each, tokens.device) for each in (positions, *masks)),
-            ]
-            x, logits = self.recordings.answer(("tree", size, bucket), lambda: self._branches(size, bucket), given)
+            moved = [to_device(each, tokens.device) for each in (positions, *masks)]
+            key = ("tree", size, bucket)
+            x, logits = self.recordings.answer(key, lambda: self._branches(size, bucket), [tokens, start, *moved])
         self.pool.lengths[0] = start + num
         # The next replay overwrites what this one gave.
         wanted = slice(num - rows, num)
@@ -142,33 +139,31 @@ class Graphs:
         return size if size <= self._forward.most_recorded_tokens else 0
 
     def draft(
-        self, tokens: Tensor, ask: Draft, length: int, rng: Rng, position: int, stopping: Stopping | None,
-        more: Sequence[Tensor] = (),
+        self, tokens: Tensor | Sequence[int], ask: Draft, length: int, rng: Rng, position: int,
+        stopping: Stopping | None, more: Sequence[Tensor] = (),
     ) -> Drafted:  # fmt: skip
-        """Draft a chain of `length` tokens after `tokens`[1 to CATCH_UPS[-1]] by one replay.
+        """Draft a chain of `length` tokens after `tokens`[1 to CATCH_UPS[-1]] by one replay, which the next one of this
+        model overwrites.
 
         The recording always drafts gamma tokens; if `length` is smaller, only the first ones are used. With `stopping`
         the replay decides how many it drafts, and the caller reads that (`Drafted.num_drafted`). `more` are inputs that
         a recording of another kind has first.
         """
-        num, start, gamma = tokens.shape[0], self.pool.lengths[0], ask.gamma
+        num, start, gamma = len(tokens), self.pool.lengths[0], ask.gamma
         size = next(each for each in CATCH_UPS if each >= num)
         bucket = self.bucket_for(start + size + gamma)
         seeds = rng.key if isinstance(rng, HashRng) else (0, 0)
         key = ("draft", size, bucket, *recording_of(ask))
-        given: list[Tensor | int] = [*more, tokens, num, start, position, *seeds]
+        given: list[Given] = [*more, tokens, num, start, position, *seeds]
         if ends_early(ask):
-            numbers = torch.tensor([numbers_of(ask, stopping, length)], dtype=torch.float64)
-            given.append(to_device(numbers, tokens.device))
+            given.append(numbers_of(ask, stopping, length))
         parts = self.recordings.answer(key, lambda: self._drafting(size, bucket, ask), given)
         drafted, q, x, peaks, *ending = (part[0] for part in parts)
         self.pool.lengths[0] = start + num + length - 1 + ask.feed_last_token
-        hidden = x[: length + ask.feed_last_token].clone() if ask.hidden or ask.feed_last_token else None
-        q_kept = None if ask.warp.greedy and not ask.keep_q else q[:length].clone()
-        chances, number = (ending[0][:length].clone(), ending[1][None].clone()) if ending else (None, None)
-        return Drafted(
-            drafted[:length].clone(), q_kept, hidden, peaks[:length].clone(), probability=chances, num_drafted=number
-        )  # fmt: skip
+        hidden = x[: length + ask.feed_last_token] if ask.hidden or ask.feed_last_token else None
+        q_kept = None if ask.warp.greedy and not ask.keep_q else q[:length]
+        chances, number = (ending[0][:length], ending[1][None]) if ending else (None, None)
+        return Drafted(drafted[:length], q_kept, hidden, peaks[:length], probability=chances, num_drafted=number)
 
     def bucket_for(self, slots: int) -> int:
         """Grow the pool to at least `slots` slots, always to a bucket size, which suits kernels; returns the bucket."""
@@ -239,11 +234,12 @@ class GraphSession:
 
     @torch.inference_mode()
     def draft(
-        self, tokens: Tensor, ask: Draft, length: int, rng: Rng, position: int, stopping: Stopping | None = None
+        self, feed: Feed, ask: Draft, length: int, rng: Rng, position: int, stopping: Stopping | None = None
     ) -> Drafted:
-        """`Drafts.draft` after tokens[n]: one forward for them, which a recording includes unless they are many."""
-        if tokens.shape[0] > CATCH_UPS[1] and not self.graphs.catches_up(tokens.shape[0]):
-            self.feed(tokens[:-1], rows=0)
+        """`Drafts.draft`: one forward for the feed's tokens, which a recording includes unless they are many."""
+        num, tokens = feed.num_tokens, feed.tokens if feed.ids is None else feed.ids
+        if num > CATCH_UPS[1] and not self.graphs.catches_up(num):
+            self.feed(feed.tokens[:-1], rows=0)
             tokens = tokens[-1:]
         return self.graphs.draft(tokens, ask, length, rng, position, stopping)
 
@@ -253,12 +249,31 @@ class GraphSession:
         return all(self.graphs.tree_size(each) for each in (num + sizes.places, max(1, sizes.slots)))
 
     @torch.inference_mode()
-    def grow(self, tokens: Tensor, ask: GrowTree, depth: int) -> GrownTree:
+    def grow(self, ids: Sequence[int], ask: GrowTree, depth: int) -> GrownTree:
         """`GrowsTrees.grow`: as for a chain, many tokens are fed before."""
-        if not self.graphs.catches_up(tokens.shape[0]):
-            self.feed(tokens[:-1], rows=0)
-            tokens = tokens[-1:]
-        return tree_graphs.grow(self.graphs, tokens, ask, depth, self.graphs.catches_up(tokens.shape[0]))
+        if not self.graphs.catches_up(len(ids)):
+            self.feed(integers(ids[:-1], self.inner.pool.forward.device), rows=0)
+            ids = ids[-1:]
+        return tree_graphs.grow(self.graphs, ids, ask, depth, self.graphs.catches_up(len(ids)))
+
+    def takes(self, num: int) -> bool:
+        """True if `num` tokens fill a recording."""
+        return self.graphs.recorded_size(num, None) == num
+
+    @torch.inference_mode()
+    def feed_through(
+        self, ids: Sequence[int], tokens: Tensor | None, hidden: bool, then: Then, given: Sequence[Tensor | int]
+    ) -> tuple[Tensor, Then]:
+        """`FeedsThrough.feed_through`."""
+        return feed_through.chain(self.graphs, ids, tokens, hidden, then, given)
+
+    @torch.inference_mode()
+    def feed_tree_through(
+        self, ids: Sequence[int], tree: GrownTree, hidden: bool, then: Then, given: Sequence[Tensor | int]
+    ) -> tuple[Tensor, Then]:
+        """`FeedsThrough.feed_tree_through`."""
+        size = self.graphs.tree_size(len(ids) + tree.depths.shape[0])
+        return feed_through.tree(self.graphs, ids, tree, hidden, size, then, given)
 
     @torch.inference_mode()
     def feed_tree(self, tokens: Tensor, tree: GrownTree, hidden: bool) -> tuple[Tensor, Tensor | None]:
@@ -266,8 +281,11 @@ class GraphSession:
         size = self.graphs.tree_size(tokens.shape[0] + tree.depths.shape[0])
         return tree_graphs.score(self.graphs, tokens, tree, hidden, size)
 
+    @torch.inference_mode()
     def truncate(self, length: int, slots: Sequence[int] = ()) -> None:
-        self.inner.truncate(length, slots)
+        if slots:
+            tree_graphs.keep(self.graphs, length, slots)
+        self.inner.truncate(length + len(slots))
 
     def slots(self) -> object:
         return self.inner.slots()

@@ -3,13 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from specexp.lm.transfer import Staging
+
 Function = Callable[..., tuple[Tensor, ...]]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Behind:
+    """Tokens of the device behind ids that the host knows."""
+
+    ids: Sequence[int]
+    tokens: Tensor
+
+
+# What an input is filled with: values of the device; one number for all of it; the host's for its first places.
+Given = Tensor | int | Sequence[float] | Behind
 Replay = Callable[[], tuple[Tensor, ...]]
 
 
@@ -33,11 +47,35 @@ class Capture(Protocol):
 
 @dataclass(slots=True, eq=False)
 class Recording:
-    """A function, its static inputs, and its replay once captured. It keeps alive the tensors that a graph uses."""
+    """A function, its static inputs, and its replay once captured. It keeps alive the tensors that a graph uses.
+
+    `then` is a function of the caller's that the recording contains, if it does. Recording may run the function, on the
+    real cache: if that makes a difference (`moves`), it is recorded with the inputs as they are, which change nothing.
+    """
 
     function: Function
     inputs: Sequence[Tensor]
     replay: Replay | None = None
+    then: Callable[..., Tensor] | None = None
+    moves: bool = False
+    _staging: dict[int, Staging] = field(default_factory=dict)
+
+    def fill(self, place: int, value: Given) -> None:
+        """Copy values to an input. Nothing is allocated, but when the host's are copied for the first time."""
+        buffer = self.inputs[place]
+        if isinstance(value, int):
+            buffer.fill_(value)  # passed as a kernel argument, without a copy from the host
+        elif isinstance(value, Tensor):
+            buffer[: value.shape[0]].copy_(value)
+        elif isinstance(value, Behind):
+            self.fill(place, value.ids)
+            buffer[len(value.ids) :][: value.tokens.shape[0]].copy_(value.tokens)
+        elif len(value) == 1:
+            buffer.view(-1)[:1].fill_(value[0])
+        else:
+            if place not in self._staging:
+                self._staging[place] = Staging(buffer)
+            self._staging[place].copy(value)
 
 
 class Buffered(Protocol):
@@ -53,32 +91,45 @@ class Recordings:
         self._buffers, self._capture, self._values = buffers, capture, buffers.values
         self.kept: dict[Hashable, Recording] = {}
         self.num_captures = 0
-        self.num_replays = 0
+        self.num_replays = 0  # of forwards
+        self.num_moves = 0  # replays that keep the path of a tree
 
-    def answer(
-        self, key: Hashable, build: Callable[[], Recording], given: Sequence[Tensor | int]
-    ) -> tuple[Tensor, ...]:
+    def answer(self, key: Hashable, build: Callable[[], Recording], given: Sequence[Given]) -> tuple[Tensor, ...]:
         """Copy `given` into the inputs of a recording, which is built if it does not exist, and replay it."""
+        return self.replayed(key, build, given)[0]
+
+    def replayed(
+        self, key: Hashable, build: Callable[[], Recording], given: Sequence[Given]
+    ) -> tuple[tuple[Tensor, ...], Recording]:
+        """The same, and the recording."""
         if self._buffers.values is not self._values:
             self.kept.clear()
             self._values = self._buffers.values
         recording = self.kept.get(key)
         if recording is None:
             recording = self.kept[key] = build()
-        for buffer, value in zip(recording.inputs, given, strict=True):
-            if isinstance(value, int):
-                buffer.fill_(value)  # passed as a kernel argument, without a copy from the host
-            else:
-                buffer[: value.shape[0]].copy_(value)
+        assert len(given) == len(recording.inputs)
+        if recording.replay is None and recording.moves:
+            self._record(recording)
+        for place, value in enumerate(given):
+            recording.fill(place, value)
         if recording.replay is None:  # after filling the inputs: recording may run the function, on the real cache
-            self.num_captures += 1
-            recording.replay = self._capture(recording.function, recording.inputs)
-        self.num_replays += 1
-        return recording.replay()
+            self._record(recording)
+        assert recording.replay is not None
+        self.num_moves += recording.moves
+        self.num_replays += not recording.moves
+        return recording.replay(), recording
+
+    def _record(self, recording: Recording) -> None:
+        self.num_captures += 1
+        recording.replay = self._capture(recording.function, recording.inputs)
 
 
 class CudaGraphs:
-    """Captures CUDA graphs that share one memory pool: they are replayed one at a time, and outputs are copied at once.
+    """Captures CUDA graphs that share one memory pool: they are replayed one at a time.
+
+    Any other graph's replay may overwrite what a graph computes with. Its outputs are therefore copied, within the
+    graph, to memory of their own, which only its own next replay overwrites.
 
     PyTorch frees the pool with the last graph in it, and then nothing can be captured into it: this object therefore
     keeps the first graph alive, even after all recordings are dropped.
@@ -129,13 +180,15 @@ class CudaGraphs:
             side.wait_stream(main)
             with torch.cuda.stream(side):
                 for _ in range(self.WARM_UPS):
-                    function(*inputs)
+                    outputs = function(*inputs)
             main.wait_stream(side)
+            kept = tuple(torch.empty_like(each) for each in outputs)
             graph = torch.cuda.CUDAGraph()
             self._capturing = True
             try:
                 with torch.cuda.graph(graph, pool=self._first.pool() if self._first is not None else None):
-                    outputs = function(*inputs)
+                    for own, each in zip(kept, function(*inputs), strict=True):
+                        own.copy_(each)
             finally:
                 self._capturing = False
             if self._first is None:
@@ -143,6 +196,6 @@ class CudaGraphs:
 
         def replay() -> tuple[Tensor, ...]:
             graph.replay()
-            return outputs
+            return kept
 
         return replay

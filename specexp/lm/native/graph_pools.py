@@ -10,7 +10,7 @@ from specexp.lm.native.cuda_graphs import SPARE, Graphs
 from specexp.lm.native.graph_capture import Capture
 from specexp.lm.native.kv_cache import Buffers, NativeSession, Pool
 from specexp.lm.native.native_forward import NativeForward
-from specexp.lm.native.row_layout import ROWS
+from specexp.lm.native.rows_forward import ROWS
 
 
 class GraphPools:

@@ -8,7 +8,7 @@ Shapes: N fed tokens, padding included, E nodes of a level, S slots of nodes, K 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -27,9 +27,10 @@ if TYPE_CHECKING:
 When = Callable[[Tensor, Callable[[], None]], None]  # `Capture.when`
 
 
-def grow(graphs: Graphs, tokens: Tensor, ask: GrowTree, depth: int, size: int) -> GrownTree:
-    """Grow a tree after tokens[n], n <= `size`, by one replay: of at most `depth` levels."""
-    num, start = tokens.shape[0], graphs.pool.lengths[0]
+def grow(graphs: Graphs, ids: Sequence[int], ask: GrowTree, depth: int, size: int) -> GrownTree:
+    """Grow a tree after ids[n], n <= `size`, of at most `depth` levels, by one replay, which the next one of the same
+    shape overwrites."""
+    num, start = len(ids), graphs.pool.lengths[0]
     slots = TreeSizes.of(ask, ask.width).slots
     bucket = graphs.bucket_for(start + size + slots)
 
@@ -37,10 +38,9 @@ def grow(graphs: Graphs, tokens: Tensor, ask: GrowTree, depth: int, size: int) -
         inputs = [graphs.zeros(size), *(graphs.zeros(1) for _ in range(3))]
         return Recording(_growth(_TreeForward(graphs.pool, bucket), ask, graphs.capture.when), inputs)
 
-    parts = graphs.recordings.answer(("grow", size, bucket, ask), build, (tokens, num, start, depth))
+    parts = graphs.recordings.answer(("grow", size, bucket, ask), build, (ids, num, start, depth))
     graphs.pool.lengths[0] = start + num + slots
-    # The next replay of any recording may overwrite what this one gave.
-    table, depths, sees, counts, scores, peak = (part.clone() for part in parts)
+    table, depths, sees, counts, scores, peak = parts
     return GrownTree(table, depths, sees, counts, scores, peak, depth)
 
 
@@ -52,14 +52,46 @@ def score(
     bucket = graphs.bucket_for(start + size)
 
     def build() -> Recording:
-        inputs = (graphs.zeros(num), graphs.zeros(1), graphs.zeros(places), graphs.zeros(places),
-                  graphs.zeros(places, places, dtype=torch.bool))  # fmt: skip
-        return Recording(_verification(_TreeForward(graphs.pool, bucket), size), inputs)
+        return Recording(verification(graphs, bucket, size), inputs(graphs, num, places))
 
-    given = (tokens, start, tree.table[0, 1:], tree.depths, tree.sees)
+    given = (tokens, start, *of_tree(tree))
     x, logits = graphs.recordings.answer(("grown tree", num, places, size, bucket), build, given)
     graphs.pool.lengths[0] = start + num + places
     return logits.clone(), x.clone() if hidden else None
+
+
+def keep(graphs: Graphs, length: int, slots: Sequence[int]) -> None:
+    """Move the keys and values of `slots`, in this order, to the slots from `length` on, by one replay."""
+    size = 1 << (len(slots) - 1).bit_length()
+    graphs.bucket_for(length + size)
+
+    def run(to: Tensor, moved: Tensor) -> tuple[Tensor, ...]:
+        buffers = graphs.pool.buffers
+        places = to + torch.arange(size, device=to.device)
+        for each in (buffers.values, buffers.states):
+            if each is not None:
+                here = each[:, 0]
+                here.index_copy_(1, places, here.index_select(1, moved))
+        return ()
+
+    def build() -> Recording:
+        nowhere = torch.arange(size, device=graphs.pool.forward.device)
+        return Recording(run, (graphs.zeros(1), nowhere), moves=True)
+
+    # What is moved behind them is padding, which stays where it is.
+    padded = [*slots, *range(length + len(slots), length + size)]
+    graphs.recordings.answer(("keep", size), build, (length, padded))
+
+
+def inputs(graphs: Graphs, num: int, places: int) -> list[Tensor]:
+    """Zeros in the form of `num` tokens, their first slot, and `of_tree` of a tree of K = `places`."""
+    return [graphs.zeros(num), graphs.zeros(1), graphs.zeros(places), graphs.zeros(places),
+            graphs.zeros(places, places, dtype=torch.bool)]  # fmt: skip
+
+
+def of_tree(tree: GrownTree) -> tuple[Tensor, Tensor, Tensor]:
+    """What the target's forward reads of a tree: tokens[K], depths[K] and sees[K, K]."""
+    return tree.table[0, 1:], tree.depths, tree.sees
 
 
 class _TreeForward:
@@ -109,8 +141,9 @@ def _growth(forward: _TreeForward, ask: GrowTree, when: When) -> Function:
     return run
 
 
-def _verification(forward: _TreeForward, size: int) -> Function:
-    """tokens[n], start[1] and a tree's tokens[K], depths[K] and sees[K, K] to the states and logits of K + 1 rows."""
+def verification(graphs: Graphs, bucket: int, size: int) -> Function:
+    """`inputs` to the states and logits of K + 1 rows, by a forward of `size` tokens, padding included."""
+    forward = _TreeForward(graphs.pool, bucket)
 
     def run(tokens: Tensor, start: Tensor, nodes: Tensor, depths: Tensor, sees: Tensor) -> tuple[Tensor, ...]:
         columns, num, places = forward.columns, tokens.shape[0], nodes.shape[0]

@@ -1,0 +1,88 @@
+"""Recordings that go on after the forward with a function of what it scored: the acceptance of a round.
+
+Between the forward and what the host reads of it nothing is launched then, and nothing is allocated: the function's
+arrays are inputs of the recording, and what it makes is an output, which the next replay overwrites.
+
+Shapes: n tokens that the host knows, N more of the device, K places of a tree, V vocabulary, H hidden size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from specexp.decoding.protocol import GrownTree
+from specexp.lm.device_rounds import Then
+from specexp.lm.native import tree_graphs
+from specexp.lm.native.bucketed_forward import BucketForward
+from specexp.lm.native.graph_capture import Behind, Function, Recording
+
+if TYPE_CHECKING:
+    from specexp.lm.native.cuda_graphs import Graphs
+
+
+def chain(
+    graphs: Graphs, ids: Sequence[int], tokens: Tensor | None, hidden: bool, then: Then, given: Sequence[Tensor | int]
+) -> tuple[Tensor, Then]:
+    """`FeedsThrough.feed_through` of ids[n] and tokens[N], which fill a recording."""
+    more = 0 if tokens is None else tokens.shape[0]
+    num, start = len(ids) + more, graphs.pool.lengths[0]
+    bucket = graphs.bucket_for(start + num)
+
+    def build() -> Recording:
+        forward = BucketForward(graphs.pool, bucket)
+
+        def run(fed: Tensor, start: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
+            x = forward.chain(fed, start)[num - more - 1 :]
+            return (then(fed[num - more :], forward.logits(x), x if hidden else None, *others),)
+
+        return _recording(graphs, run, (graphs.zeros(num), graphs.zeros(1)), then, given)
+
+    key = ("chain through", num, more, bucket, hidden, then, _kinds(given))
+    inputs = (ids if tokens is None else Behind(ids, tokens), start, *given)
+    (result,), recording = graphs.recordings.replayed(key, build, inputs)
+    graphs.pool.lengths[0] = start + num
+    assert recording.then is not None
+    return result, recording.then
+
+
+def tree(
+    graphs: Graphs, ids: Sequence[int], tree: GrownTree, hidden: bool, size: int, then: Then,
+    given: Sequence[Tensor | int],
+) -> tuple[Tensor, Then]:  # fmt: skip
+    """`FeedsThrough.feed_tree_through` of ids[n] and a tree's places, which `size` tokens hold."""
+    num, start, places = len(ids), graphs.pool.lengths[0], tree.depths.shape[0]
+    bucket = graphs.bucket_for(start + size)
+
+    def build() -> Recording:
+        inputs = tree_graphs.inputs(graphs, num, places)
+        forward = tree_graphs.verification(graphs, bucket, size)
+
+        def run(*every: Tensor) -> tuple[Tensor, ...]:
+            own, others = every[: len(inputs)], every[len(inputs) :]
+            x, logits = forward(*own)
+            return (then(own[2], logits, x if hidden else None, *others),)
+
+        return _recording(graphs, run, inputs, then, given)
+
+    key = ("tree through", num, places, size, bucket, hidden, then, _kinds(given))
+    own = (ids, start, *tree_graphs.of_tree(tree))
+    (result,), recording = graphs.recordings.replayed(key, build, (*own, *given))
+    graphs.pool.lengths[0] = start + num + places
+    assert recording.then is not None
+    return result, recording.then
+
+
+def _recording(
+    graphs: Graphs, run: Function, own: Sequence[Tensor], then: Then, given: Sequence[Tensor | int]
+) -> Recording:
+    others = [graphs.zeros(1) if isinstance(each, int) else torch.zeros_like(each) for each in given]
+    return Recording(run, [*own, *others], then=then)
+
+
+def _kinds(given: Sequence[Tensor | int]) -> tuple[object, ...]:
+    """What recordings differ in by these inputs."""
+    return tuple(int if isinstance(each, int) else (each.shape, each.dtype) for each in given)

@@ -1,0 +1,188 @@
+"""Rounds that are decided in the target's recording equal those that are decided as they come."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import pytest
+import torch
+
+from helpers.model_folders import build, disturbed
+from helpers.tape import Tape
+from specexp.decoding.baseline import Baseline
+from specexp.decoding.chain import Chain, DraftModel, InTurn, Lookup, Lossless, Suffix
+from specexp.decoding.draft_length import RelativeCosts
+from specexp.decoding.lossy_rules import Judged, TopK
+from specexp.decoding.protocol import Needs, Round, SuffixLimits
+from specexp.decoding.rng import ACCEPT, DRAFT, RESIDUAL, TARGET, ArrayRng, HashRng, rng_for
+from specexp.decoding.rules import Warp
+from specexp.decoding.specexec import SpecExec
+from specexp.decoding.untrained_rules import EntropyGate, FLy, Fuzzy, Typical
+from specexp.engine import Engine, Generation
+from specexp.engine.ending import Ending
+from specexp.engine.recorded_rounds import Layout
+from specexp.errors import ModelError
+from specexp.lm.hf.hf_model import HFModel
+
+LENGTH = 60
+PROMPTS = ([7], [5, 9, 11, 40, 5, 9, 11, 40, 5, 9], [(17 * i) % 90 + 3 for i in range(60)])
+WARPS = {"greedy": Warp(), "warm": Warp(0.8), "top": Warp(0.9, top_k=20, top_p=0.9)}
+COSTS = RelativeCosts(0.2, tuple(1 + n / 20 for n in range(9)))
+
+
+@dataclass(frozen=True, eq=False)
+class Unimportant:
+    """The score of a judge; `recordable` says that it may be recorded."""
+
+    recordable: bool = True
+
+    def __call__(self, features: Any) -> Any:
+        return torch.sigmoid(features.sum(-1))
+
+
+def judged(parts: tuple[str, ...], needs: Needs, recordable: bool = True) -> Judged:
+    return Judged(Unimportant(recordable), parts, 0.4, (2,), needs)
+
+
+BOTH = judged(("target_token", "draft_token"), Needs(target=True, draft=True, feed_last_token=True))
+METHODS: dict[str, Callable[[Warp], Any]] = {
+    "plain": Baseline,
+    "draft alone": lambda warp: Baseline(warp, "draft"),
+    "chain": lambda warp: Chain(DraftModel(4), Lossless(), warp),
+    "long chain": lambda warp: Chain(DraftModel(20), Lossless(), warp),
+    "no bonus": lambda warp: Chain(DraftModel(4), Lossless(), warp, bonus=False),
+    "block": lambda warp: Chain(DraftModel(4), Lossless(), warp, verification="block"),
+    "match": lambda warp: Chain(DraftModel(4), Lossless(), warp, verification="match"),
+    "likeliest drafts": lambda warp: Chain(DraftModel(4, temperature=0.0), Lossless(), warp),
+    "ends early": lambda warp: Chain(DraftModel(6, min_draft_probability=0.1), Lossless(), warp),
+    "adapts": lambda warp: Chain(DraftModel(6, costs=COSTS), Lossless(), warp),
+    "in turn": lambda warp: Chain(InTurn({"lookup": Lookup(4), "draft": DraftModel(4)}), Lossless(), warp),
+    "suffix": lambda warp: Chain(Suffix(6, SuffixLimits(2.0)), Lossless(), warp),
+    "top-k": lambda warp: Chain(DraftModel(4), TopK(3, 0.2, warp), warp),
+    "typical": lambda warp: Chain(DraftModel(4), Typical(0.3, 0.5, warp), warp),
+    "entropy": lambda warp: Chain(DraftModel(4), EntropyGate(0.9, warp), warp),
+    "fuzzy": lambda warp: Chain(DraftModel(4), Fuzzy("js", 0.1, warp), warp),
+    "judge": lambda warp: Chain(DraftModel(4), BOTH, warp),
+    "tree": lambda warp: SpecExec(24, 4, warp),
+    "judge on a tree": lambda warp: SpecExec(24, 4, warp, rule=judged(("target_token",), Needs(target=True))),
+}  # fmt: skip
+CASES = [(method, warp) for method in METHODS for warp in WARPS]
+
+
+@pytest.fixture(scope="module")
+def pairs() -> tuple[dict[str, HFModel], dict[str, HFModel]]:
+    """A pair without recordings, and the same with them."""
+    modules = {"target": build("llama"), "draft": disturbed(build("llama"), 0.06)}
+    plain, recorded = (
+        {role: HFModel(module, role, graphs=Tape() if taped else "off") for role, module in modules.items()}
+        for taped in (False, True)
+    )
+    return plain, recorded
+
+
+def keys(models: dict[str, HFModel], kind: str) -> list[Any]:
+    """What was recorded of this kind."""
+    pools = [pool for model in models.values() if (pool := model.graph_pools)]
+    return [key for pool in pools for each in pool.pools for key in each.recordings.kept if key[0] == kind]
+
+
+def run(engine: Engine, decoder: Any, prompt: Any, warp: Warp, **more: Any) -> Generation:
+    out = engine.generate(decoder, prompt, LENGTH, rng_for(warp.temperature, 5, str(prompt)), **more)
+    return replace(out, seconds=0.0, prefill_seconds=0.0, time_to_first_token=0.0)
+
+
+def check(pairs: Any, decoder: Any, warp: Warp) -> None:
+    """Tokens and all counts are equal, and so is the overlap but for rounding."""
+    engines = [Engine(models) for models in pairs]
+    for prompt in PROMPTS:
+        expected, got = (run(engine, decoder, prompt, warp) for engine in engines)
+        assert got.overlap == pytest.approx(expected.overlap, rel=1e-4)
+        assert asdict(replace(got, overlap=0.0)) == asdict(replace(expected, overlap=0.0))
+
+
+@pytest.mark.at_most(fast=8, slow=14)
+@pytest.mark.parametrize(("method", "warp"), CASES)
+def test_every_round_is_the_same(pairs: Any, method: str, warp: str) -> None:
+    before = len(keys(pairs[1], "chain through")) + len(keys(pairs[1], "tree through"))
+    check(pairs, METHODS[method](WARPS[warp]), WARPS[warp])
+    assert len(keys(pairs[1], "chain through")) + len(keys(pairs[1], "tree through")) > before, "nothing was recorded"
+
+
+def test_a_window_behind_a_token_is_read_from_the_recording(pairs: Any) -> None:
+    check(pairs, Chain(DraftModel(4), FLy(0.2, 2, (0,), Warp()), Warp()), Warp())
+    assert any("FLy" in str(key) for key in keys(pairs[1], "chain through"))
+
+
+def test_what_may_not_be_recorded_is_not() -> None:
+    module = build("llama")
+    models = {role: HFModel(module, role, graphs=Tape()) for role in ("target", "draft")}
+    rule = judged(("target_token",), Needs(target=True), recordable=False)
+    run(Engine(models), Chain(DraftModel(4), rule, Warp()), PROMPTS[1], Warp())
+    run(Engine(models, [3]), Baseline(Warp()), PROMPTS[1], Warp(), ending=Ending(min_new_tokens=LENGTH))
+    assert not keys(models, "chain through")
+
+
+def test_what_happens_once_is_not_recorded() -> None:
+    """Short chains before the limit of one output are not; those of two are."""
+    module = build("llama")
+    models = {role: HFModel(module, role, graphs=Tape()) for role in ("target", "draft")}
+    engine, decoder = Engine(models), Chain(DraftModel(4), Lossless(), Warp())
+    for expected in ({5}, {5, LENGTH % 5}):
+        run(engine, decoder, PROMPTS[0], Warp())
+        assert {key[1] for key in keys(models, "chain through")} == expected - {0}
+
+
+def test_logits_that_are_not_finite_are_found_in_a_recorded_round() -> None:
+    module = build("llama")
+    models = {role: HFModel(module, role, graphs=Tape()) for role in ("target", "draft")}
+    engine, decoder = Engine(models), Chain(DraftModel(4), Lossless(), Warp())
+    tokens = run(engine, decoder, PROMPTS[0], Warp()).token_ids
+    at = max(i for i, token in enumerate(tokens[:30]) if token not in [*PROMPTS[0], *tokens[:i]])
+    with torch.no_grad():
+        module.model.embed_tokens.weight[tokens[at]] = float("nan")
+    captured = len(keys(models, "chain through"))
+    with pytest.raises(ModelError, match="gives NaN logits at position") as error:
+        run(engine, decoder, PROMPTS[0], Warp())
+    assert at - 5 <= int(str(error.value).partition(" at position ")[2].split()[0]) <= at + 1
+    assert len(keys(models, "chain through")) == captured > 0
+
+
+@pytest.mark.parametrize("position", [0, 1, 37])
+def test_an_rng_at_positions_that_are_arrays_draws_the_same(position: int) -> None:
+    rng = HashRng.of(3, "p", 1)
+    seeds = torch.tensor([[each] for each in rng.key])
+    arrays, at = ArrayRng((seeds[0], seeds[1])), torch.tensor([position])
+    generator = torch.Generator().manual_seed(position)
+    weights = torch.rand(5, 90, generator=generator, dtype=torch.float64)
+    prob, anyway = torch.rand(5, generator=generator, dtype=torch.float64), torch.tensor([0, 1, 0, 0, 1]) > 0
+    for one, other in ((rng, arrays), (rng.of_round(position), arrays.of_round(at))):
+        for purpose in (DRAFT, ACCEPT, RESIDUAL, TARGET):
+            if purpose != ACCEPT:
+                assert torch.equal(one.pick(weights[0], position, purpose), other.pick(weights[0], at, purpose))
+        for waived in (None, anyway):
+            pairs = zip(one.accept_prefix(prob, waived, position), other.accept_prefix(prob, waived, at), strict=True)
+            assert all(torch.equal(a, b) for a, b in pairs)
+        assert torch.equal(one.accept_longest(prob, position), other.accept_longest(prob, at))
+        assert torch.equal(one.target_draws(weights, position), other.target_draws(weights, at))
+        for num in range(6):
+            count = torch.tensor(num)
+            drawn = (each.sample_next(weights[1], place, count, 5) for each, place in ((one, position), (other, at)))
+            assert torch.equal(*drawn)
+
+
+def test_values_of_a_round_come_back_from_one_array() -> None:
+    num, tokens = torch.tensor(2), torch.tensor([7, 8, 9])
+    made = Round(tokens, num + 1, {"target": num, "draft": num}, {"num_accepted": num, "judged": 0, "overlap":
+        torch.tensor([0.5, 0.25])}, "lookup", True)  # fmt: skip
+    layout = Layout()
+    packed = layout.pack(made, [torch.tensor([1.0, 2.0]), torch.tensor([3.0]), torch.empty(0)])
+    assert packed.dtype == torch.float64
+    assert packed.shape[0] == 3 + 1 + 1 + 2 + 2 + 1, "what is named several times is there once"
+    got, others = layout.read(packed.tolist())
+    assert got.tokens == [7, 8, 9]
+    assert (got.num_tokens, got.kept) == (3, {"target": 2, "draft": 2})
+    assert got.counts == {"num_accepted": 2, "judged": 0, "overlap": [0.5, 0.25]}
+    assert (got.source, got.reads_all) == ("lookup", True)
+    assert others == [[1.0, 2.0], [3.0], []]
