@@ -205,23 +205,23 @@ class ChainDecision:
         return type(self.warp) is Warp and self.rule.recordable
 
     def __call__(self, scored: Scored, proposed: Drafted, rng: Rng, position: Array | int) -> Round:
-        drafted, num_drafted = proposed.tokens, proposed.tokens.shape[0]
-        accepted_anyway = self.rule.accept_anyway(proposed, scored)
+        drafted, num_drafted = proposed, proposed.tokens.shape[0]
+        accepted_anyway = self.rule.accept_anyway(drafted, scored)
         if self.warp.greedy:
-            verdict = verify_greedy(scored.logits, drafted, accepted_anyway)
+            verdict = verify_greedy(scored.logits, drafted.tokens, accepted_anyway)
         else:
             p = self.warp(scored.logits)
-            q = one_hot(drafted, p) if proposed.q is None else proposed.q
+            q = one_hot(drafted.tokens, p) if drafted.q is None else drafted.q
             if self.verification == "match":
-                verdict = verify_match(p, drafted, rng, position)
+                verdict = verify_match(p, drafted.tokens, rng, position)
             elif self.by_block:
                 assert accepted_anyway is None, "a rule that accepts single tokens has no block verification"
-                verdict = verify_block(p, q, drafted, rng, position)
+                verdict = verify_block(p, q, drafted.tokens, rng, position)
             else:
-                verdict = verify(p, q, drafted, accepted_anyway, rng, position)
+                verdict = verify(p, q, drafted.tokens, accepted_anyway, rng, position)
         num_tokens = verdict.num_accepted + 1
         if num_drafted and not self.bonus:
-            num_tokens = array_namespace(drafted).clip(num_tokens, None, num_drafted)
+            num_tokens = array_namespace(drafted.tokens).clip(num_tokens, None, num_drafted)
         return Round(
             verdict.tokens,
             num_tokens,
@@ -232,7 +232,7 @@ class ChainDecision:
                 "judged": verdict.judged,
                 "overlap": verdict.overlap,
             },
-            proposed.source,
+            drafted.source,
             reads_all=self.by_block or self.rule.needs.all_rows,
         )
 

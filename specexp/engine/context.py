@@ -7,7 +7,7 @@ from typing import cast
 
 from array_api_compat import array_namespace
 
-from specexp.decoding.protocol import GrownTree, GrowTree
+from specexp.decoding.protocol import GrownTree, GrowTree, Score
 from specexp.decoding.tensor_tree import TreeSizes
 from specexp.lm.device_rounds import FeedsThrough, GrowsTrees, Then
 from specexp.lm.model import (
@@ -48,7 +48,6 @@ class Context:
         self._fed: list[Array] = []  # without a cache: the tokens of this round, in slots 0, 1, ...
         self._num_slots = 0
         self._parents: list[int] | None = None  # of each slot; -1 is the last committed token; None: all one chain
-        self.num_fed = 0  # tokens of the last `feed_through`, or before the tree of the last `feed_tree_through`
         self.num_calls = 0  # ever, prefill included
         self.num_positions = 0
 
@@ -98,7 +97,7 @@ class Context:
             self._grow(num, parents)
         self._num_slots += num
         rows = num + (not self._begun)
-        parts = []
+        parts, ids = [], list[int]()
         if not self._use_cache:
             self._session.truncate(0)
             parts = [self._model.ids(self._ids), *self._fed]
@@ -107,14 +106,13 @@ class Context:
         elif not self._begun:
             ids = self._ids[self._num_cached :]
             self._num_cached = len(self._ids)
-            if tokens is None:
-                self._begun = True
-                self.count(len(ids))
-                return Feed(self._session, lambda: self._model.ids(ids), rows, hidden, self._branches(), ids)
-            parts = [self._model.ids(ids)]
+            parts = [self._model.ids(ids)] if tokens is not None else []
         self._begun = True
         if tokens is not None:
             parts.append(tokens)
+        elif not parts:  # the host knows all of them
+            self.count(len(ids))
+            return Feed(self._session, lambda: self._model.ids(ids), rows, hidden, self._branches(), ids)
         fed = parts[0] if len(parts) == 1 else array_namespace(parts[0]).concat(parts)
         self.count(fed.shape[0])
         return Feed(self._session, fed, rows, hidden, self._branches())
@@ -129,8 +127,8 @@ class Context:
 
     def takes_tree(self, ask: GrowTree) -> bool:
         """True if the session grows and scores trees of this shape on its device, from this round's start on."""
-        unfed = len(self._ids) - self._num_cached
-        return self._trees is not None and self._use_cache and not self._begun and self._trees.takes_tree(ask, unfed)
+        takes = self._trees is not None and self._use_cache and not self._begun
+        return takes and self._trees is not None and self._trees.takes_tree(ask, self.num_unfed)
 
     def grow(self, ask: GrowTree, depth: int) -> tuple[GrownTree, int]:
         """The session's tree after the committed tokens, and how many it was fed before: not counted yet."""
@@ -144,11 +142,20 @@ class Context:
         fed = self._unfed(tree.depths.shape[0])
         return self._trees.feed_tree(self._model.ids(fed), tree, hidden), len(fed)
 
-    def takes_through(self, num: int, tree: GrownTree | None) -> bool:
-        """True if the session goes on from the round's first ask, of `num` tokens or a tree, in the same recording."""
-        if self._through is None or not self._use_cache or self._begun or self._follows:
-            return False
-        return tree is not None or self._through.takes(len(self._ids) - self._num_cached + num)
+    @property
+    def begins_round(self) -> bool:
+        """True if nothing was asked in this round, and what is fed goes to slots of its own behind cached ones."""
+        return self._use_cache and not self._begun and not self._follows
+
+    @property
+    def num_unfed(self) -> int:
+        """Committed tokens that are not in the cache yet."""
+        return len(self._ids) - self._num_cached
+
+    def takes_through(self, ask: Score) -> bool:
+        """True if the session goes on from the round's first ask in the same recording."""
+        num = 0 if ask.tokens is None else len(ask.tokens)
+        return self._through is not None and (ask.tree is not None or self._through.takes(self.num_unfed + num))
 
     def feed_through(
         self, tokens: Array | None, hidden: bool, then: Then, given: Sequence[Array | int]
@@ -157,8 +164,7 @@ class Context:
         assert self._through is not None
         num = 0 if tokens is None else tokens.shape[0]
         fed = self._unfed(num)
-        self.num_fed = len(fed) + num
-        self.count(self.num_fed)
+        self.count(len(fed) + num)
         return self._through.feed_through(fed, tokens, hidden, then, given)
 
     def feed_tree_through(
@@ -167,7 +173,6 @@ class Context:
         """The same of a tree, of which nothing is counted yet."""
         assert self._through is not None
         fed = self._unfed(tree.depths.shape[0])
-        self.num_fed = len(fed)
         return self._through.feed_tree_through(fed, tree, hidden, then, given)
 
     def _unfed(self, num_slots: int) -> list[int]:

@@ -73,7 +73,7 @@ class Engine:
         self._transfer = HostTransfer()
         alone = max_batch_size == 1 and cached
         self._drafting = Drafting(models, self._transfer, whole=cached, alone=alone)
-        self._trees, self._recorded = DeviceTrees(models, alone), RecordedRounds(self._transfer)
+        self._trees, self._recorded = DeviceTrees(models, alone), RecordedRounds(models, self._transfer)
 
     @property
     def num_host_reads(self) -> int:
@@ -272,8 +272,7 @@ class Engine:
                 return self._commit(with_asks(states, Round))
             case _:
                 asked = with_asks(states, Score)
-                alone = self._recorded.score(*asked[0]) if len(asked) == 1 else None
-                return [alone] if alone else score(self._models[asked[0][1].model], asked, self._transfer)
+                return self._recorded.score(asked) or score(self._models[asked[0][1].model], asked, self._transfer)
 
     def _length(self, state: RequestState) -> Drafted | GrownTree | int:
         if isinstance(state.ask, GrowTree):

@@ -1,8 +1,9 @@
-"""Rounds that a target's recording makes together with its forward, of a request that is decoded alone.
+"""Rounds that a target's recording makes together with its forward, of one request or several.
 
 What a decoder would do with the target's scores (draw, test what was drafted, walk a tree) is a pure function of arrays
 (`Decision`). Where the session can, it is recorded behind the forward, with all that the host reads of the round as
-one array: no operation is launched between the forward and the read, and nothing is allocated.
+one array: no operation is launched between the forward and the read. Of a request that is decoded alone, nothing is
+allocated either.
 
 The first round of a kind is made without a recording: what happens once, such as a short chain before the output's
 limit, is not worth one, and what functions prepare when they first run must not be recorded.
@@ -10,66 +11,120 @@ limit, is not worth one, and what functions prepare when they first run must not
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from array_api_compat import array_namespace
 
-from specexp.decoding.protocol import Decision, Drafted, GrownTree, Round, Score, Scored, Trial
+from specexp.decoding.protocol import Decision, Drafted, GrownTree, Role, Round, Score, Scored, Trial
 from specexp.decoding.rng import ArrayRng, CertainRng, HashRng, Rng
 from specexp.engine.context import Context
 from specexp.engine.host_transfer import HostTransfer
 from specexp.engine.request_state import LogitPeaks, RequestState, is_number
-from specexp.lm.model import Array
+from specexp.lm.device_rounds import FeedsThroughTogether, Then
+from specexp.lm.model import Array, Feed, Model
 
 ROWS = ("q", "hidden")  # arrays of a `Drafted` that decisions may read, besides its tokens
 
 
 class RecordedRounds:
-    """Answers asks whose trial can be recorded, each by one replay and one read."""
+    """Answers asks whose trials can be recorded: those of a model together, by one replay and one read."""
 
-    def __init__(self, transfer: HostTransfer) -> None:
+    def __init__(self, models: Mapping[Role, Model], transfer: HostTransfer) -> None:
         self._transfer = transfer
+        self._together: dict[Role, FeedsThroughTogether] = {
+            role: model for role, model in models.items() if isinstance(model, FeedsThroughTogether)
+        }
         self._seen: set[Hashable] = set()
 
-    def score(self, state: RequestState, ask: Score) -> Scored | None:
-        """The answer to an ask, with its round but without logits; None if this is not recorded."""
-        context, trial = state.contexts[ask.model], ask.trial
-        if trial is None or not _fits(state, context, ask, trial):
+    def score(self, asked: Sequence[tuple[RequestState, Score]]) -> list[Scored] | None:
+        """The answers to asks of one model, with their rounds but without logits; None if this is not recorded."""
+        trials = [_Recorded.of(state, ask) for state, ask in asked]
+        recorded = [each for each in trials if each is not None]
+        if len(recorded) < len(asked) or len({each.kind for each in recorded}) > 1:
             return None
-        watched, rng = state.watched(), trial.rng
-        then, given = _recorded(trial, rng)
-        kind = (ask.model, then, ask.hidden, *(each.shape for each in (*given, *watched)))
+        one, together = recorded[0], self._together.get(recorded[0].ask.model)
+        alone = len(asked) == 1 and one.context.takes_through(one.ask)
+        sessions = [each.context.session for each in recorded]
+        if not alone and (together is None or one.ask.tree or not together.takes_together(sessions, one.num_tokens)):
+            return None
+        kind = (len(sessions), *one.kind)
         if kind not in self._seen:
             self._seen.add(kind)
             return None
-        numbers = [trial.position, *(rng.key if isinstance(rng, HashRng) else ())]
-        if ask.tree is None:
-            packed, recorded = context.feed_through(ask.tokens, ask.hidden, then, [*numbers, *given, *watched])
-            state.fed(ask.model, context.num_fed)
+        if alone:
+            packed, then = one.feed_through()
         else:
-            packed, recorded = context.feed_tree_through(ask.tree, ask.hidden, then, [*numbers, *given, *watched])
-            state.unsized[ask.model] = context.num_fed
-        assert isinstance(recorded, RecordedDecision)
+            assert together is not None
+            feeds = [each.feed() for each in recorded]
+            packed, then = together.feed_through(feeds, one.then, [each.given for each in recorded])
+        assert isinstance(then, RecordedDecision)
         (values,) = self._transfer.read([packed])
-        made, (peaks, *before) = recorded.layout.read(values)
-        state.was_read(before)
-        state.peaks.append(LogitPeaks(ask.model, peaks))
+        size = len(values) // len(recorded)
+        return [each.answer(then.layout, values[i * size :][:size]) for i, each in enumerate(recorded)]
+
+
+@dataclass(frozen=True, slots=True)
+class _Recorded:
+    """An ask whose trial may be recorded: its function, and what that is given."""
+
+    state: RequestState
+    ask: Score
+    then: RecordedDecision
+    given: list[Array | int]
+
+    @classmethod
+    def of(cls, state: RequestState, ask: Score) -> _Recorded | None:
+        """None unless the ask begins a round that is decided by a pure function of arrays."""
+        trial = ask.trial
+        if trial is None or ask.parents is not None or ask.row_metadata or not state.contexts[ask.model].begins_round:
+            return None
+        plain = isinstance(trial.rng, CertainRng) or type(trial.rng) is HashRng
+        if not (plain and trial.decision.recordable) or state.end.banned(len(state.ids) - state.num_prompt):
+            return None
+        then, proposed = _function(trial)
+        seeds = trial.rng.key if isinstance(trial.rng, HashRng) else ()
+        return cls(state, ask, then, [trial.position, *seeds, *proposed, *state.watched()])
+
+    @property
+    def context(self) -> Context:
+        return self.state.contexts[self.ask.model]
+
+    @property
+    def num_tokens(self) -> int:
+        """That are fed."""
+        return self.context.num_unfed + (0 if self.ask.tokens is None else len(self.ask.tokens))
+
+    @property
+    def kind(self) -> tuple[Hashable, ...]:
+        """What those have in common that one recording takes."""
+        shapes = (None if isinstance(each, int) else each.shape for each in self.given)
+        return (self.ask.model, self.then, self.ask.hidden, self.num_tokens, *shapes)
+
+    def feed_through(self) -> tuple[Array, Then]:
+        """Feed it alone, and count that."""
+        ask, num, unfed = self.ask, self.num_tokens, self.context.num_unfed
+        if ask.tree is not None:
+            self.state.unsized[ask.model] = unfed
+            return self.context.feed_tree_through(ask.tree, ask.hidden, self.then, self.given)
+        self.state.fed(ask.model, num)
+        return self.context.feed_through(ask.tokens, ask.hidden, self.then, self.given)
+
+    def feed(self) -> Feed:
+        """The feed of it among others, counted."""
+        self.state.fed(self.ask.model, self.num_tokens)
+        return self.context.plan(self.ask.tokens, None, self.ask.hidden)
+
+    def answer(self, layout: Layout, values: list[float]) -> Scored:
+        made, (peaks, *watched) = layout.read(values)
+        self.state.was_read(watched)
+        self.state.peaks.append(LogitPeaks(self.ask.model, peaks))
         return Scored(None, round=made)
 
 
-def _fits(state: RequestState, context: Context, ask: Score, trial: Trial) -> bool:
-    """True if the ask begins a round of a session that can record how it is decided."""
-    num = 0 if ask.tokens is None else len(ask.tokens)
-    if ask.parents is not None or ask.row_metadata or not context.takes_through(num, ask.tree):
-        return False
-    plain = isinstance(trial.rng, CertainRng) or type(trial.rng) is HashRng
-    return plain and trial.decision.recordable and not state.end.banned(len(state.ids) - state.num_prompt)
-
-
-def _recorded(trial: Trial, rng: Rng) -> tuple[RecordedDecision, list[Array]]:
+def _function(trial: Trial) -> tuple[RecordedDecision, list[Array]]:
     """The function that is recorded, and the arrays that it is given of what was proposed."""
-    proposed, draws = trial.proposed, isinstance(rng, HashRng)
+    proposed, draws = trial.proposed, isinstance(trial.rng, HashRng)
     if isinstance(proposed, GrownTree):
         return RecordedDecision(trial.decision, draws, depth=proposed.depth), [proposed.table, proposed.counts]
     if proposed is None:
@@ -81,7 +136,7 @@ def _recorded(trial: Trial, rng: Rng) -> tuple[RecordedDecision, list[Array]]:
 
 @dataclass(frozen=True, slots=True)
 class RecordedDecision:
-    """A decision as a function of arrays (`specexp.lm.model.Then`): the values of its round, one after the other.
+    """A decision as a function of arrays (`specexp.lm.device_rounds.Then`): its round's values, one after the other.
 
     `rows` are the arrays of a `Drafted` that are given, None for other proposals; a tree has a `depth`. `layout` is
     where the values are, known once the function has run.

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol, runtime_checkable
 
 from specexp.decoding.protocol import GrownTree, GrowTree
-from specexp.lm.model import Array
+from specexp.lm.model import Array, Feed, Session
 
 
 @runtime_checkable
@@ -55,4 +55,22 @@ class FeedsThrough(Protocol):
         self, ids: Sequence[int], tree: GrownTree, hidden: bool, then: Then, given: Sequence[Array | int]
     ) -> tuple[Array, Then]:
         """The same of `ids` and a tree, as `GrowsTrees.feed_tree`: the tokens are the tree's places[K]."""
+        ...
+
+
+@runtime_checkable
+class FeedsThroughTogether(Protocol):
+    """Optional interface of a model that does the same for several sessions, of which each is fed as many tokens."""
+
+    def takes_together(self, sessions: Sequence[Session], num: int) -> bool:
+        """True if it can for these, with `num` tokens of each."""
+        ...
+
+    def feed_through(
+        self, feeds: Sequence[Feed], then: Then, given: Sequence[Sequence[Array | int]]
+    ) -> tuple[Array, Then]:
+        """Feed chains, and go on with `then` for each, given its part of `given`.
+
+        Returns what it made of each, of equal sizes, one after the other, and the function that was recorded.
+        """
         ...

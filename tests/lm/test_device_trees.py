@@ -109,12 +109,19 @@ def test_a_shape_is_recorded_once() -> None:
     for prompt in ([5, 6, 7], [9, 8, 4], [30, 2, 17]):
         Engine(pair).generate(SpecExec(8, 3, Warp(), 2), prompt, 16, CertainRng())
         recorded.append(tape.num_recorded)
-    keys = {role: [key[:2] for key in model.graph_pools.pools[0].recordings.kept] for role, model in pair.items()}
+    kept = {role: [key[:2] for key in model.graph_pools.pools[0].recordings.kept] for role, model in pair.items()}
+    keys = {role: [key for key in each if key[0] != "keep"] for role, each in kept.items()}
     assert set(keys["draft"]) <= {("prefill", 16), ("grow", 1), ("grow", 2)}, "growths after one or two tokens"
-    # A round in which one token is left has no tree.
-    assert keys["target"] == [("prefill", 16), ("grown tree", 1), ("chain", 1)]
-    assert recorded[-1] == len(keys["draft"]) + 3 <= 6
+    # The first tree of an engine is scored by itself, and a round in which one token is left has no tree.
+    assert set(keys["target"]) == {("prefill", 16), ("grown tree", 1), ("tree through", 1), ("chain", 1)}
+    # Trees of one level and two levels, before the limit, are walked by recordings of their own.
+    assert len(keys["target"]) == 3 + len({key[6].depth for key in every("tree through", pair["target"])}) <= 6
+    assert recorded[-1] == sum(len(each) for each in kept.values())
     assert recorded[1] == recorded[2], "another prompt is another recording"
+
+
+def every(kind: str, model: Any) -> list[Any]:
+    return [key for key in model.graph_pools.pools[0].recordings.kept if key[0] == kind]
 
 
 def test_padding_has_neither_a_row_nor_a_slot() -> None:

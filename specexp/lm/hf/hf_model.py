@@ -35,8 +35,8 @@ from specexp.lm.hf.rope import LongRopeSession, TurnedSession
 from specexp.lm.hf.uncached_session import UncachedSession
 from specexp.lm.kept_states import KeepingSession, StateHooks
 from specexp.lm.kernels.table import Kernels
-from specexp.lm.model import ChainStart, Feed, Session, Sharding, one_by_one
-from specexp.lm.native.batch_graphs import draft_together, drafts_together, recorded_pool
+from specexp.lm.model import Feed, Session, Sharding, one_by_one
+from specexp.lm.native.batch_graphs import RecordsTogether, recorded_pool
 from specexp.lm.native.cuda_graphs import GraphSession
 from specexp.lm.native.draft_loop import draft_chain
 from specexp.lm.native.graph_capture import Capture, CudaGraphs
@@ -50,7 +50,7 @@ Array = torch.Tensor
 
 
 @dataclass(slots=True)
-class HFModel:
+class HFModel(RecordsTogether):
     """A loaded module and the properties that decoding needs."""
 
     module: Any
@@ -277,12 +277,6 @@ class HFModel:
             return feed.session.draft(feed, ask, length, rng, position, stopping)
         assert isinstance(feed.session, NativeSession)
         return draft_chain(feed.session, feed.tokens, ask, length, rng, position, stopping)
-
-    def drafts_together(self, ask: Draft, sessions: Sequence[Session], rngs: Sequence[Rng]) -> bool:
-        return drafts_together(sessions) and all(self.drafts(ask, rng) for rng in rngs)
-
-    def draft_together(self, feeds: Sequence[Feed], ask: Draft, chains: Sequence[ChainStart]) -> list[Drafted]:
-        return draft_together(feeds, ask, chains)
 
     def ids(self, tokens: Sequence[int]) -> Array:
         return integers(tokens, self.device)

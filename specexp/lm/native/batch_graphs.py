@@ -20,8 +20,10 @@ import torch
 from torch import Tensor
 
 from specexp.decoding.protocol import Draft, Drafted
-from specexp.decoding.rng import HashRng
+from specexp.decoding.rng import HashRng, Rng
+from specexp.lm.device_rounds import Then
 from specexp.lm.model import ChainStart, Feed, Session
+from specexp.lm.native import feed_through
 from specexp.lm.native.cuda_graphs import CATCH_UPS, CHAINS, bucket_of, prefill_sizes
 from specexp.lm.native.graph_capture import Capture, Recording, Recordings
 from specexp.lm.native.kv_cache import Buffers, NativeSession, Pool
@@ -62,15 +64,15 @@ class BatchGraphs:
         """`Pool.feed_together`; None if no recording takes these feeds."""
         if any(feed.branches is not None for _, feed in feeds):
             return None
-        longest, count = max(feed.tokens.shape[0] for _, feed in feeds), row_count(len(feeds), self.buffers.rows)
-        if longest > self._piece(count) and self._most < MOST_TOKENS:
+        longest, count = max(feed.tokens.shape[0] for _, feed in feeds), self.count(len(feeds))
+        if longest > self.piece(count) and self._most < MOST_TOKENS:
             return None
-        if longest <= self._piece(count):
+        if longest <= self.piece(count):
             return self._feed(pool, feeds)
         parts: list[Answers] = [[] for _ in feeds]
         done = 0
         while left := [i for i, (_, feed) in enumerate(feeds) if feed.tokens.shape[0] > done]:
-            stop = done + self._piece(row_count(len(left), self.buffers.rows))
+            stop = done + self.piece(self.count(len(left)))
             piece = [(feeds[i][0], _part(feeds[i][1], done, stop)) for i in left]
             for i, answer in zip(left, self._feed(pool, piece), strict=True):
                 parts[i].append(answer)
@@ -86,9 +88,13 @@ class BatchGraphs:
             tokens = tokens[size:]
         return tokens
 
+    def count(self, num: int) -> int:
+        """The rows of the recording that takes `num` of them."""
+        return row_count(num, self.buffers.rows)
+
     def takes_chains(self, count: int) -> bool:
         """True if a recording drafts so many chains together."""
-        return row_count(count, self.buffers.rows) * CATCH_UPS[1] <= self._most
+        return self.count(count) * CATCH_UPS[1] <= self._most
 
     def draft(
         self, pool: Pool, feeds: Sequence[tuple[int, Feed]], ask: Draft, chains: Sequence[ChainStart]
@@ -99,21 +105,21 @@ class BatchGraphs:
         feeds = [(row, self._caught_up(pool, row, feed, most)) for row, feed in feeds]
         starts, sizes = [pool.lengths[row] for row, _ in feeds], [feed.tokens.shape[0] for _, feed in feeds]
         size = next(each for each in CATCH_UPS if each >= max(sizes))
-        bucket = self._bucket(max(starts) + size + ask.gamma)
+        bucket = self.bucket(max(starts) + size + ask.gamma)
         keys = [chain.rng.key if isinstance(chain.rng, HashRng) else (0, 0) for chain in chains]
         numbers = [
             (sizes, 1), (starts, UNUSED), ([chain.position for chain in chains], 0), ([key[0] for key in keys], 0),
             ([key[1] for key in keys], 0),
         ]  # fmt: skip
-        given, _ = self._inputs(layout, feeds, size, numbers)
+        given, _ = self.inputs(layout, feeds, size, numbers)
         if ends_early(ask):
             ends = [numbers_of(ask, chain.stopping, chain.length) for chain in chains]
             by_place = torch.tensor(layout.by_place(ends, numbers_of(ask, None, 0)), dtype=torch.float64)
             given.append(to_device(by_place, self._forward.device))
 
         def build() -> Recording:
-            forward = self._forward_of(layout, bucket)
-            inner = chain_recording(forward, ask, layout.count, size, self._zeros, self._capture.when)
+            forward = self.forward_of(layout, bucket)
+            inner = chain_recording(forward, ask, layout.count, size, self.zeros, self._capture.when)
             return Recording(lambda _, *more: inner.function(*more), (forward.rows, *inner.inputs))
 
         key = ("draft", layout.count, layout.in_place, size, bucket, *recording_of(ask))
@@ -144,7 +150,7 @@ class BatchGraphs:
         return replace(feed, given=feed.tokens[-1:], ids=None)
 
     def _feed(self, pool: Pool, feeds: Sequence[tuple[int, Feed]]) -> Answers:
-        """Feed chains of at most `_piece` tokens by one replay."""
+        """Feed chains of at most `piece` tokens by one replay."""
         longest = max(feed.tokens.shape[0] for _, feed in feeds)
         (x, logits), wanted = self._replay(pool, feeds, next(each for each in CHAINS if each >= longest), True)
         rows = [feed.rows for _, feed in feeds]
@@ -159,21 +165,19 @@ class BatchGraphs:
     ) -> tuple[tuple[Tensor, ...], Tensor]:
         """The states [R N, D] and logits [R N, V] of chains of at most `size` tokens, which the next replay overwrites,
         and the indices of those asked for. Without `scores` there are none."""
-        layout, starts = (
-            RowLayout.of([row for row, _ in feeds], self.buffers.rows),
-            [pool.lengths[row] for row, _ in feeds],
-        )
-        bucket = self._bucket(max(starts) + size)
-        given, wanted = self._inputs(layout, feeds, size, [(starts, UNUSED)])
+        layout = RowLayout.of([row for row, _ in feeds], self.buffers.rows)
+        starts = [pool.lengths[row] for row, _ in feeds]
+        bucket = self.bucket(max(starts) + size)
+        given, wanted = self.inputs(layout, feeds, size, [(starts, UNUSED)])
 
         def build() -> Recording:
-            forward = self._forward_of(layout, bucket)
+            forward = self.forward_of(layout, bucket)
 
             def run(_: Tensor, tokens: Tensor, start: Tensor) -> tuple[Tensor, ...]:
                 x = forward.chain(tokens, start)
                 return (x, forward.logits(x)) if scores else (x[-1:],)
 
-            inputs = (forward.rows, self._zeros(layout.count * size), self._zeros(layout.count))
+            inputs = (forward.rows, self.zeros(layout.count * size), self.zeros(layout.count))
             return Recording(run, inputs)
 
         key = ("chain" if scores else "prefill", layout.count, layout.in_place, size, bucket)
@@ -182,7 +186,7 @@ class BatchGraphs:
             pool.lengths[row] += feed.tokens.shape[0]
         return outputs, wanted
 
-    def _inputs(
+    def inputs(
         self, layout: RowLayout, feeds: Sequence[tuple[int, Feed]], size: int, numbers: Sequence[tuple[list[int], int]]
     ) -> tuple[list[Tensor], Tensor]:
         """Inputs of a recording: rows[R], tokens[R N], and of `numbers`, one for each feed and one for unused rows,
@@ -209,44 +213,70 @@ class BatchGraphs:
         """Tokens of all rows of a recording."""
         return min(MOST_TOKENS, self._forward.most_recorded_tokens)
 
-    def _piece(self, count: int) -> int:
+    def piece(self, count: int) -> int:
         """The most tokens of each of `count` rows that a recording takes."""
         return max((each for each in CHAINS if count * each <= self._most), default=0)
 
-    def _bucket(self, stop: int) -> int:
+    def bucket(self, stop: int) -> int:
         """The bucket of slots 0 .. stop - 1, for which the buffers grow."""
         self.buffers.ensure_capacity(stop)
         return min(bucket_of(stop), self.buffers.capacity)
 
-    def _forward_of(self, layout: RowLayout, bucket: int) -> RowsForward:
+    def forward_of(self, layout: RowLayout, bucket: int) -> RowsForward:
         rows = integers(layout.rows, self._forward.device)  # an input of the recording
         return RowsForward(self._forward, self.buffers, self._num_valid_ids, rows, layout.in_place, bucket)
 
-    def _zeros(self, *shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
+    def zeros(self, *shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
         return torch.zeros(shape, dtype=dtype, device=self._forward.device)
 
 
-def drafts_together(sessions: Sequence[Session]) -> bool:
-    """True if a recording drafts a chain for each of these sessions."""
-    pools = {id(pool): pool for session in sessions if (pool := recorded_pool(session)) is not None}
-    if len(pools) != 1 or not all(recorded_pool(session) is not None for session in sessions):
-        return False
-    return _recordings(next(iter(pools.values()))).takes_chains(len(sessions))
+class RecordsTogether:
+    """What a model does for several sessions by one recording: `DraftsTogether` and `FeedsThroughTogether`."""
 
+    __slots__ = ()
 
-@torch.inference_mode()
-def draft_together(feeds: Sequence[Feed], ask: Draft, chains: Sequence[ChainStart]) -> list[Drafted]:
-    """`DraftsTogether.draft_together` for sessions of which `drafts_together` says so."""
-    sessions = [feed.session for feed in feeds if isinstance(feed.session, NativeSession)]
-    rows = [(session.row, feed) for session, feed in zip(sessions, feeds, strict=True)]
-    pool = sessions[0].pool
-    return _recordings(pool).draft(pool, rows, ask, chains)
+    def drafts_together(self, ask: Draft, sessions: Sequence[Session], rngs: Sequence[Rng]) -> bool:
+        graphs = _shared(sessions)
+        return graphs is not None and graphs.takes_chains(len(sessions)) and all(self.drafts(ask, rng) for rng in rngs)
+
+    @torch.inference_mode()
+    def draft_together(self, feeds: Sequence[Feed], ask: Draft, chains: Sequence[ChainStart]) -> list[Drafted]:
+        pool, rows = _rows(feeds)
+        return _recordings(pool).draft(pool, rows, ask, chains)
+
+    def takes_together(self, sessions: Sequence[Session], num: int) -> bool:
+        graphs = _shared(sessions)
+        return graphs is not None and num in CHAINS and num <= graphs.piece(graphs.count(len(sessions)))
+
+    @torch.inference_mode()
+    def feed_through(
+        self, feeds: Sequence[Feed], then: Then, given: Sequence[Sequence[Tensor | int]]
+    ) -> tuple[Tensor, Then]:
+        pool, rows = _rows(feeds)
+        return feed_through.together(_recordings(pool), pool, rows, then, given)
+
+    def drafts(self, ask: Draft, rng: Rng) -> bool:
+        raise NotImplementedError
 
 
 def recorded_pool(session: Session) -> Pool | None:
     """The pool of a row whose forwards are recorded; None of other sessions."""
     recorded = isinstance(session, NativeSession) and isinstance(session.pool.recordings, BatchGraphs)
     return session.pool if isinstance(session, NativeSession) and recorded else None
+
+
+def _shared(sessions: Sequence[Session]) -> BatchGraphs | None:
+    """The recordings of the pool that all of these sessions are rows of."""
+    pools = {id(pool): pool for session in sessions if (pool := recorded_pool(session)) is not None}
+    if len(pools) != 1 or not all(recorded_pool(session) is not None for session in sessions):
+        return None
+    return _recordings(next(iter(pools.values())))
+
+
+def _rows(feeds: Sequence[Feed]) -> tuple[Pool, list[tuple[int, Feed]]]:
+    """The pool of these feeds' sessions, and each one's row."""
+    sessions = [feed.session for feed in feeds if isinstance(feed.session, NativeSession)]
+    return sessions[0].pool, [(session.row, feed) for session, feed in zip(sessions, feeds, strict=True)]
 
 
 def _recordings(pool: Pool) -> BatchGraphs:

@@ -16,11 +16,16 @@ from torch import Tensor
 
 from specexp.decoding.protocol import GrownTree
 from specexp.lm.device_rounds import Then
+from specexp.lm.model import Feed
 from specexp.lm.native import tree_graphs
 from specexp.lm.native.bucketed_forward import BucketForward
 from specexp.lm.native.graph_capture import Behind, Function, Recording
+from specexp.lm.native.kv_cache import Pool
+from specexp.lm.native.rows_forward import UNUSED, RowLayout
+from specexp.lm.transfer import integers
 
 if TYPE_CHECKING:
+    from specexp.lm.native.batch_graphs import BatchGraphs
     from specexp.lm.native.cuda_graphs import Graphs
 
 
@@ -74,6 +79,49 @@ def tree(
     graphs.pool.lengths[0] = start + num + places
     assert recording.then is not None
     return result, recording.then
+
+
+def together(
+    graphs: BatchGraphs, pool: Pool, feeds: Sequence[tuple[int, Feed]], then: Then,
+    given: Sequence[Sequence[Tensor | int]],
+) -> tuple[Tensor, Then]:  # fmt: skip
+    """`FeedsThroughTogether.feed_through` of rows and their feeds, of N tokens each, which fill a recording."""
+    num, more, hidden = feeds[0][1].num_tokens, feeds[0][1].rows - 1, feeds[0][1].hidden
+    rows, by_input = [row for row, _ in feeds], list(zip(*given, strict=True))
+    layout = RowLayout.of(rows, graphs.buffers.rows)
+    starts = [pool.lengths[row] for row in rows]
+    bucket, count = graphs.bucket(max(starts) + num), layout.count
+    numbers = [(list(values), 0) for values in by_input if isinstance(values[0], int)]
+    arrays = [torch.stack(values) for values in by_input if not isinstance(values[0], int)]
+    own, _ = graphs.inputs(layout, feeds, num, [(starts, UNUSED), *numbers])
+    in_order = layout.places == list(range(len(rows)))
+    places = integers(layout.places, pool.forward.device)
+    if not in_order:
+        arrays = [each.new_zeros(count, *each.shape[1:]).index_copy_(0, places, each) for each in arrays]
+
+    def build() -> Recording:
+        forward = graphs.forward_of(layout, bucket)
+
+        def run(_: Tensor, tokens: Tensor, start: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
+            x = forward.chain(tokens, start)
+            logits, made = forward.logits(x), []
+            for row in range(count):
+                stop = (row + 1) * num
+                scored = slice(stop - more - 1, stop)
+                its = [each[row : row + 1] if each.ndim == 1 else each[row] for each in others]
+                made.append(then(tokens[stop - more : stop], logits[scored], x[scored] if hidden else None, *its))
+            return (torch.stack(made),)
+
+        inputs = [forward.rows, graphs.zeros(count * num), *(graphs.zeros(count) for _ in own[2:])]
+        inputs += [each.new_zeros(count, *each.shape[1:]) for each in arrays]
+        return Recording(run, inputs, then=then)
+
+    key = ("chain through", count, layout.in_place, num, more, bucket, hidden, then, _kinds(given[0]))
+    (made,), recording = graphs.recordings.replayed(key, build, (*own, *arrays))
+    for row in rows:
+        pool.lengths[row] += num
+    assert recording.then is not None
+    return (made[: len(rows)] if in_order else made.index_select(0, places)).view(-1), recording.then
 
 
 def _recording(
