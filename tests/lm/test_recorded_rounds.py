@@ -26,6 +26,7 @@ from specexp.engine.engine import Request
 from specexp.engine.recorded_rounds import Layout, RecordedRounds
 from specexp.errors import ModelError
 from specexp.lm.hf.hf_model import HFModel
+from specexp.lm.native.cuda_graphs import GraphSession
 
 LENGTH = 60
 PROMPTS = ([7], [5, 9, 11, 40, 5, 9, 11, 40, 5, 9], [(17 * i) % 90 + 3 for i in range(60)])
@@ -85,13 +86,15 @@ def pairs() -> tuple[dict[str, HFModel], dict[str, HFModel]]:
 
 @pytest.fixture
 def answered(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
-    """For every call of a target from now on, whether its rounds were recorded."""
+    """For every call of a model with recordings from now on, whether its round was recorded."""
     result: list[bool] = []
     score = RecordedRounds.score
 
     def noted(self: RecordedRounds, asked: Any) -> Any:
         answer = score(self, asked)
-        result.append(answer is not None)
+        (state, ask), *_ = asked
+        if ask.trial is not None and isinstance(state.contexts[ask.model].session, GraphSession):
+            result.append(answer is not None)
         return answer
 
     monkeypatch.setattr(RecordedRounds, "score", noted)
@@ -122,8 +125,8 @@ def check(pairs: Any, decoder: Any, warp: Warp) -> None:
 @pytest.mark.parametrize(("method", "warp"), CASES)
 def test_every_round_is_the_same(pairs: Any, method: str, warp: str, answered: list[bool]) -> None:
     check(pairs, METHODS[method](WARPS[warp]), WARPS[warp])
-    # Half of these asks are those of the pair without recordings.
-    assert sum(answered) > len(answered) / 4
+    # Short chains before the limit are as many kinds as their tokens; long ones make few rounds besides.
+    assert sum(answered) > len(answered) / 2 or (method == "long chain" and any(answered))
 
 
 @pytest.mark.at_most(fast=5, slow=12)
