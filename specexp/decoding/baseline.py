@@ -19,6 +19,10 @@ class PlainDecision:
     def recordable(self) -> bool:
         return type(self.warp) is Warp
 
+    @property
+    def takes_padding(self) -> bool:
+        return False  # it has no drafts
+
     def __call__(self, scored: Scored, proposed: None, rng: Rng, position: Array | int) -> Round:
         if self.warp.greedy:
             return Round(self.warp.first(scored.logits), 1)

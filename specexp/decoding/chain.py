@@ -204,24 +204,31 @@ class ChainDecision:
     def recordable(self) -> bool:
         return type(self.warp) is Warp and self.rule.recordable
 
+    @property
+    def takes_padding(self) -> bool:
+        return not self.by_block and not self.rule.needs.all_rows
+
     def __call__(self, scored: Scored, proposed: Drafted, rng: Rng, position: Array | int) -> Round:
-        drafted, num_drafted = proposed, proposed.tokens.shape[0]
+        drafted, padded = proposed, proposed.num_drafted
         accepted_anyway = self.rule.accept_anyway(drafted, scored)
         if self.warp.greedy:
-            verdict = verify_greedy(scored.logits, drafted.tokens, accepted_anyway)
+            verdict = verify_greedy(scored.logits, drafted.tokens, accepted_anyway, padded)
         else:
             p = self.warp(scored.logits)
             q = one_hot(drafted.tokens, p) if drafted.q is None else drafted.q
             if self.verification == "match":
-                verdict = verify_match(p, drafted.tokens, rng, position)
+                verdict = verify_match(p, drafted.tokens, rng, position, padded)
             elif self.by_block:
                 assert accepted_anyway is None, "a rule that accepts single tokens has no block verification"
+                assert padded is None, "a block has no padding"
                 verdict = verify_block(p, q, drafted.tokens, rng, position)
             else:
-                verdict = verify(p, q, drafted.tokens, accepted_anyway, rng, position)
+                verdict = verify(p, q, drafted.tokens, accepted_anyway, rng, position, padded)
+        num_drafted = drafted.tokens.shape[0] if padded is None else padded[0]
         num_tokens = verdict.num_accepted + 1
-        if num_drafted and not self.bonus:
-            num_tokens = array_namespace(drafted.tokens).clip(num_tokens, None, num_drafted)
+        if drafted.tokens.shape[0] and not self.bonus:
+            xp = array_namespace(drafted.tokens)
+            num_tokens = xp.clip(num_tokens, None, num_drafted if padded is None else xp.clip(num_drafted, 1, None))
         return Round(
             verdict.tokens,
             num_tokens,

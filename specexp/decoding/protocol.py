@@ -75,6 +75,11 @@ class Decision(Protocol):
     @property
     def recordable(self) -> bool: ...
 
+    @property
+    def takes_padding(self) -> bool:
+        """True if it takes drafts with padding (`Drafted.num_drafted`), which the target scored like the rest."""
+        ...
+
     def __call__(self, scored: Scored, proposed: Any, rng: Rng, position: Array | int) -> Round:
         """The round of what the target scored of `proposed`, a `Drafted`, a tree, or None. `position` is that of the
         round's first token."""

@@ -35,7 +35,9 @@ class Rng(Protocol):
         """A token id (0-d array) drawn in proportion to weights[V], which need not be normalised."""
         ...
 
-    def sample_next(self, weights: Array, position: Array | int, num_accepted: Array, num_drafted: int) -> Array:
+    def sample_next(
+        self, weights: Array, position: Array | int, num_accepted: Array, num_drafted: Array | int
+    ) -> Array:
         """The token after `num_accepted` drafts, counted from `position`: RESIDUAL, or TARGET when all were
         accepted."""
         ...
@@ -92,7 +94,9 @@ class HashRng:
         tokens = xp.arange(weights.shape[-1], dtype=xp.int64, device=device(weights))[None, :]
         return _race(weights, -xp.log(self.uniform(position[:, None], purpose, tokens)))
 
-    def sample_next(self, weights: Array, position: Array | int, num_accepted: Array, num_drafted: int) -> Array:
+    def sample_next(
+        self, weights: Array, position: Array | int, num_accepted: Array, num_drafted: Array | int
+    ) -> Array:
         # Noise of one row, at a position known on the device only: noise for all possible ones costs many times more.
         xp = array_namespace(weights)
         all_accepted = xp.astype(num_accepted == num_drafted, xp.int64)
@@ -176,7 +180,9 @@ class CertainRng:
     def pick(self, weights: Array, position: Array | int, purpose: int) -> Array:
         return array_namespace(weights).argmax(weights)
 
-    def sample_next(self, weights: Array, position: Array | int, num_accepted: Array, num_drafted: int) -> Array:
+    def sample_next(
+        self, weights: Array, position: Array | int, num_accepted: Array, num_drafted: Array | int
+    ) -> Array:
         return array_namespace(weights).argmax(weights)
 
     def accept_prefix(self, prob: Array, accepted_anyway: Array | None, position: Array | int) -> tuple[Array, Array]:

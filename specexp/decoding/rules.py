@@ -141,21 +141,27 @@ class VerifyResult:
 
 
 def verify(
-    p: Array, q: Array, drafted: Array, accepted_anyway: Array | None, rng: Rng, position: Array | int
-) -> VerifyResult:
+    p: Array, q: Array, drafted: Array, accepted_anyway: Array | None, rng: Rng, position: Array | int,
+    num_drafted: Array | None = None,
+) -> VerifyResult:  # fmt: skip
     """Accept x_i with probability min(1, p_i(x_i) / q_i(x_i)), or if accepted_anyway[i]; after the first rejection draw
     from norm(max(p - q, 0)), after none from p (Leviathan et al. 2211.17192, Algorithm 1).
 
-    p[G + 1, V], q[G, V], drafted[G], accepted_anyway[G] of bools; `position` is that of the first drafted token.
-    A residual without mass falls back to p.
+    p[G + 1, V], q[G, V], drafted[G], accepted_anyway[G] of bools; `position` is that of the first drafted token. Of
+    drafts behind `num_drafted`[1], which are padding, none is accepted. A residual without mass falls back to p.
     """
     if not drafted.shape[0]:
         return _undrafted(p, rng, position)
-    prob = array_namespace(p).clip(_ratios(p, q, drafted), 0, 1)
+    xp = array_namespace(p)
+    prob = xp.clip(_ratios(p, q, drafted), 0, 1)
+    if num_drafted is not None:
+        there = _there(drafted, num_drafted)
+        prob, q = xp.where(there, prob, xp.zeros_like(prob)), xp.where(there[:, None], q, xp.zeros_like(q))
+        accepted_anyway = None if accepted_anyway is None else accepted_anyway & there
     num_accepted, passed = rng.accept_prefix(prob, accepted_anyway, position)
     # Row `num_accepted` of p, less that row of q. After the last draft q is zero, which leaves p: the bonus row.
-    row = _row(p, num_accepted)
-    return _verdict(row, p, q, drafted, num_accepted, rng, position, None if accepted_anyway is None else passed)
+    row, judges = _row(p, num_accepted), accepted_anyway is not None
+    return _verdict(row, p, q, drafted, num_accepted, rng, position, passed if judges else None, num_drafted)
 
 
 def verify_block(p: Array, q: Array, drafted: Array, rng: Rng, position: Array | int) -> VerifyResult:
@@ -201,52 +207,58 @@ def _row(rows: Array, number: Array) -> Array:
     return array_namespace(rows).take(rows, number[None], axis=0)[0]
 
 
+def _there(drafted: Array, num_drafted: Array) -> Array:
+    """[G] of bools: which of drafted[G] are no padding."""
+    return array_namespace(drafted).arange(drafted.shape[0], device=device(drafted)) < num_drafted
+
+
 def _verdict(
-    row: Array,
-    p: Array,
-    q: Array,
-    drafted: Array,
-    num_accepted: Array,
-    rng: Rng,
-    position: Array | int,
-    passed: Array | None,
-) -> VerifyResult:
+    row: Array, p: Array, q: Array, drafted: Array, num_accepted: Array, rng: Rng, position: Array | int,
+    passed: Array | None, num_drafted: Array | None = None,
+) -> VerifyResult:  # fmt: skip
     """Append a token to the accepted ones: drawn from what row[V] has more than q there, and from row if that is
     nothing. `passed`[G] are the drafts that need no rule to accept them anyway; None if there is no such rule."""
-    xp, num_drafted = array_namespace(p), drafted.shape[0]
+    xp = array_namespace(p)
     residual = xp.clip(row - _row(xp.concat([q, xp.zeros_like(p[:1])]), num_accepted), 0, None)
     weights = xp.where(xp.any(residual > 0), residual, row)
-    token = rng.sample_next(weights, position, num_accepted, num_drafted)
-    ids = xp.arange(num_drafted + 1, device=device(p))
+    token = rng.sample_next(weights, position, num_accepted, drafted.shape[0] if num_drafted is None else num_drafted)
+    ids = xp.arange(p.shape[0], device=device(p))
     tokens = xp.where(ids == num_accepted, token, xp.concat([drafted, _zero(xp, drafted)]))
     judged = 0 if passed is None else (ids[:-1] < num_accepted) & ~passed
     return VerifyResult(tokens, num_accepted, judged, xp.sum(xp.minimum(p[:-1], q), axis=-1))
 
 
-def verify_greedy(logits: Array, drafted: Array, accepted_anyway: Array | None) -> VerifyResult:
+def verify_greedy(
+    logits: Array, drafted: Array, accepted_anyway: Array | None, num_drafted: Array | None = None
+) -> VerifyResult:
     """`verify` at temperature 0, where p and q are one-hot and nothing is drawn: x_i passes if it is the target's
     first choice, and what follows the accepted tokens is the target's.
 
-    logits[G + 1, V], drafted[G], accepted_anyway[G] of bools.
+    logits[G + 1, V], drafted[G], accepted_anyway[G] of bools; `num_drafted` as for `verify`.
     """
-    return _matched(array_namespace(logits).argmax(logits, axis=-1), drafted, accepted_anyway)
+    return _matched(array_namespace(logits).argmax(logits, axis=-1), drafted, accepted_anyway, num_drafted)
 
 
-def verify_match(p: Array, drafted: Array, rng: Rng, position: Array | int) -> VerifyResult:
+def verify_match(
+    p: Array, drafted: Array, rng: Rng, position: Array | int, num_drafted: Array | None = None
+) -> VerifyResult:
     """Accept the drafted tokens up to the first that is not the one that the target draws there: plain decoding's
     output, seed by seed, whatever was drafted (SLEM in Timor et al. 2502.05202).
 
-    p[G + 1, V], drafted[G]; `position` is that of the first drafted token.
+    p[G + 1, V], drafted[G]; `position` is that of the first drafted token; `num_drafted` as for `verify`.
     """
-    result = _matched(rng.target_draws(p, position), drafted, None)
+    result = _matched(rng.target_draws(p, position), drafted, None, num_drafted)
     chance = array_namespace(p).take_along_axis(p[:-1], drafted[:, None], axis=-1)[:, 0]
     return replace(result, overlap=chance)
 
 
-def _matched(choice: Array, drafted: Array, accepted_anyway: Array | None) -> VerifyResult:
+def _matched(choice: Array, drafted: Array, accepted_anyway: Array | None, num_drafted: Array | None) -> VerifyResult:
     """`verify` where the target's tokens are known: choice[G + 1]."""
     xp = array_namespace(choice)
     passed = choice[:-1] == drafted
+    if num_drafted is not None:
+        there = _there(drafted, num_drafted)
+        passed, accepted_anyway = passed & there, None if accepted_anyway is None else accepted_anyway & there
     same = xp.astype(passed, drafted.dtype)
     kept = same if accepted_anyway is None else xp.astype(passed | accepted_anyway, drafted.dtype)
     num_accepted = xp.sum(xp.cumulative_prod(kept))

@@ -70,6 +70,10 @@ class TreeDecision:
     def recordable(self) -> bool:
         return type(self.warp) is Warp and (self.rule is None or self.rule.recordable)
 
+    @property
+    def takes_padding(self) -> bool:
+        return False  # a tree has padding of its own
+
     def __call__(self, scored: Scored, proposed: Tree | GrownTree, rng: Rng, position: Array | int) -> Round:
         table, rule = scored.row_metadata, self.rule
         assert table is not None

@@ -152,10 +152,13 @@ class Context:
         """Committed tokens that are not in the cache yet."""
         return len(self._ids) - self._num_cached
 
+    def num_fed(self, ask: Score) -> int:
+        """How many tokens are fed for a round's first ask."""
+        return self.num_unfed + (0 if ask.tokens is None else len(ask.tokens))
+
     def takes_through(self, ask: Score) -> bool:
         """True if the session goes on from the round's first ask in the same recording."""
-        num = 0 if ask.tokens is None else len(ask.tokens)
-        return self._through is not None and (ask.tree is not None or self._through.takes(self.num_unfed + num))
+        return self._through is not None and (ask.tree is not None or self._through.takes(self.num_fed(ask)))
 
     def feed_through(
         self, tokens: Array | None, hidden: bool, then: Then, given: Sequence[Array | int]

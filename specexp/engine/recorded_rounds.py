@@ -12,7 +12,8 @@ limit, is not worth one, and what functions prepare when they first run must not
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import zip_longest
 
 from array_api_compat import array_namespace
 
@@ -24,7 +25,7 @@ from specexp.engine.request_state import LogitPeaks, RequestState, is_number
 from specexp.lm.device_rounds import FeedsThroughTogether, Then
 from specexp.lm.model import Array, Feed, Model
 
-ROWS = ("q", "hidden")  # arrays of a `Drafted` that decisions may read, besides its tokens
+ROWS, TREE = ("q", "hidden"), ("table", "counts")  # arrays of a `Drafted`, besides its tokens, and of a `GrownTree`
 
 
 class RecordedRounds:
@@ -39,16 +40,18 @@ class RecordedRounds:
 
     def score(self, asked: Sequence[tuple[RequestState, Score]]) -> list[Scored] | None:
         """The answers to asks of one model, with their rounds but without logits; None if this is not recorded."""
-        trials = [_Recorded.of(state, ask) for state, ask in asked]
-        recorded = [each for each in trials if each is not None]
+        state, ask = asked[0]
+        context, together = state.contexts[ask.model], self._together.get(ask.model)
+        alone = len(asked) == 1 and context.takes_through(ask)
+        sessions = [state.contexts[ask.model].session for state, ask in asked]
+        most = max(state.contexts[ask.model].num_fed(ask) for state, ask in asked)
+        if not alone and (together is None or ask.tree or not together.takes_together(sessions, most)):
+            return None
+        trials = [_OpenTrial.of(state, ask) for state, ask in asked]
+        recorded = _padded([each for each in trials if each is not None])
         if len(recorded) < len(asked) or len({each.kind for each in recorded}) > 1:
             return None
-        one, together = recorded[0], self._together.get(recorded[0].ask.model)
-        alone = len(asked) == 1 and one.context.takes_through(one.ask)
-        sessions = [each.context.session for each in recorded]
-        if not alone and (together is None or one.ask.tree or not together.takes_together(sessions, one.num_tokens)):
-            return None
-        kind = (len(sessions), *one.kind)
+        one, kind = recorded[0], (len(sessions), *recorded[0].kind)
         if kind not in self._seen:
             self._seen.add(kind)
             return None
@@ -65,16 +68,21 @@ class RecordedRounds:
 
 
 @dataclass(frozen=True, slots=True)
-class _Recorded:
-    """An ask whose trial may be recorded: its function, and what that is given."""
+class _OpenTrial:
+    """A trial that may be recorded: of what was proposed, which `parts` the function is given, and what is `watched`.
+
+    With `padded_to`, these have so many drafts, of which the last ones are padding.
+    """
 
     state: RequestState
     ask: Score
-    then: RecordedDecision
-    given: list[Array | int]
+    trial: Trial
+    parts: Mapping[str, Array]
+    watched: Sequence[Array]
+    padded_to: int | None = None
 
     @classmethod
-    def of(cls, state: RequestState, ask: Score) -> _Recorded | None:
+    def of(cls, state: RequestState, ask: Score) -> _OpenTrial | None:
         """None unless the ask begins a round that is decided by a pure function of arrays."""
         trial = ask.trial
         if trial is None or ask.parents is not None or ask.row_metadata or not state.contexts[ask.model].begins_round:
@@ -82,91 +90,129 @@ class _Recorded:
         plain = isinstance(trial.rng, CertainRng) or type(trial.rng) is HashRng
         if not (plain and trial.decision.recordable) or state.end.banned(len(state.ids) - state.num_prompt):
             return None
-        then, proposed = _function(trial)
-        seeds = trial.rng.key if isinstance(trial.rng, HashRng) else ()
-        return cls(state, ask, then, [trial.position, *seeds, *proposed, *state.watched()])
+        names = ROWS if isinstance(trial.proposed, Drafted) else TREE if ask.tree is not None else ()
+        arrays = {name: getattr(trial.proposed, name) for name in names}
+        parts = {name: each for name, each in arrays.items() if each is not None}
+        return cls(state, ask, trial, parts, state.watched())
 
     @property
     def context(self) -> Context:
         return self.state.contexts[self.ask.model]
 
     @property
-    def num_tokens(self) -> int:
-        """That are fed."""
-        return self.context.num_unfed + (0 if self.ask.tokens is None else len(self.ask.tokens))
+    def num_drafted(self) -> int:
+        return self.trial.proposed.tokens.shape[0] if isinstance(self.trial.proposed, Drafted) else 0
+
+    def is_shorter(self, longest: _OpenTrial) -> bool:
+        """True if it has what the longest of several has, of fewer drafts; or no drafts."""
+        same = self.parts.keys() == longest.parts.keys() and len(self.watched) == len(longest.watched)
+        return same if self.num_drafted else not self.watched
+
+    @property
+    def then(self) -> RecordedDecision:
+        """The function that is recorded."""
+        draws, drafts = isinstance(self.trial.rng, HashRng), isinstance(self.trial.proposed, Drafted)
+        depth = None if self.ask.tree is None else self.ask.tree.depth
+        return RecordedDecision(
+            self.trial.decision, draws, drafts, self.padded_to is not None, tuple(self.parts), depth
+        )
+
+    @property
+    def given(self) -> list[Array | int]:
+        """What the function is given."""
+        seeds = self.trial.rng.key if isinstance(self.trial.rng, HashRng) else ()
+        num = [] if self.padded_to is None else [self.num_drafted]
+        return [self.trial.position, *seeds, *num, *self.parts.values(), *self.watched]
 
     @property
     def kind(self) -> tuple[Hashable, ...]:
         """What those have in common that one recording takes."""
         shapes = (None if isinstance(each, int) else each.shape for each in self.given)
-        return (self.ask.model, self.then, self.ask.hidden, self.num_tokens, *shapes)
+        num = self.num_drafted if self.padded_to is None else self.padded_to
+        return (self.ask.model, self.then, self.ask.hidden, self.context.num_unfed, num, *shapes)
 
     def feed_through(self) -> tuple[Array, Then]:
         """Feed it alone, and count that."""
-        ask, num, unfed = self.ask, self.num_tokens, self.context.num_unfed
+        ask = self.ask
         if ask.tree is not None:
-            self.state.unsized[ask.model] = unfed
+            self.state.unsized[ask.model] = self.context.num_unfed
             return self.context.feed_tree_through(ask.tree, ask.hidden, self.then, self.given)
-        self.state.fed(ask.model, num)
+        self.state.fed(ask.model, self.context.num_fed(ask))
         return self.context.feed_through(ask.tokens, ask.hidden, self.then, self.given)
 
     def feed(self) -> Feed:
         """The feed of it among others, counted."""
-        self.state.fed(self.ask.model, self.num_tokens)
+        self.state.fed(self.ask.model, self.context.num_fed(self.ask))
         return self.context.plan(self.ask.tokens, None, self.ask.hidden)
 
     def answer(self, layout: Layout, values: list[float]) -> Scored:
         made, (peaks, *watched) = layout.read(values)
-        self.state.was_read(watched)
+        lengths = [each.shape[0] for each in self.state.watched()]  # without padding
+        self.state.was_read([each[:length] for each, length in zip(watched, lengths, strict=False)])
         self.state.peaks.append(LogitPeaks(self.ask.model, peaks))
-        return Scored(None, round=made)
+        return Scored(None, round=replace(made, source=getattr(self.trial.proposed, "source", "")))
 
 
-def _function(trial: Trial) -> tuple[RecordedDecision, list[Array]]:
-    """The function that is recorded, and the arrays that it is given of what was proposed."""
-    proposed, draws = trial.proposed, isinstance(trial.rng, HashRng)
-    if isinstance(proposed, GrownTree):
-        return RecordedDecision(trial.decision, draws, depth=proposed.depth), [proposed.table, proposed.counts]
-    if proposed is None:
-        return RecordedDecision(trial.decision, draws), []
-    assert isinstance(proposed, Drafted), "only drafts and trees are proposed"
-    arrays = {name: each for name in ROWS if (each := getattr(proposed, name)) is not None}
-    return RecordedDecision(trial.decision, draws, tuple(arrays), proposed.source), [*arrays.values()]
+def _padded(trials: list[_OpenTrial]) -> list[_OpenTrial]:
+    """Trials of drafts, as long as the longest of them where their decisions take padding."""
+    longest = max(trials, key=lambda each: each.num_drafted, default=None)
+    if longest is None or len({each.num_drafted for each in trials}) < 2:
+        return trials
+    if not all(each.trial.decision.takes_padding and each.is_shorter(longest) for each in trials):
+        return trials
+
+    def filled(like: Array, own: Array | None) -> Array:
+        """An array of the longest one's shape."""
+        xp = array_namespace(like)
+        if own is None or not own.shape[0]:
+            return xp.zeros_like(like)
+        return xp.concat([own, xp.zeros_like(like[own.shape[0] :])])
+
+    return [
+        replace(
+            each,
+            parts={name: filled(like, each.parts.get(name)) for name, like in longest.parts.items()},
+            watched=[filled(like, own) for like, own in zip_longest(longest.watched, each.watched)],
+            padded_to=longest.num_drafted,
+        )
+        for each in trials
+    ]
 
 
 @dataclass(frozen=True, slots=True)
 class RecordedDecision:
     """A decision as a function of arrays (`specexp.lm.device_rounds.Then`): its round's values, one after the other.
 
-    `rows` are the arrays of a `Drafted` that are given, None for other proposals; a tree has a `depth`. `layout` is
-    where the values are, known once the function has run.
+    It is given `parts` of what was proposed, which has `drafts`, perhaps padded, or is a tree of this `depth`. `layout`
+    is where the values are, known once the function has run.
     """
 
     decision: Decision
     draws: bool
-    rows: tuple[str, ...] | None = None
-    source: str = ""
-    depth: int | None = None
+    drafts: bool
+    padded: bool
+    parts: tuple[str, ...]
+    depth: int | None
     layout: Layout = field(default_factory=lambda: Layout(), compare=False)
 
     def __call__(self, tokens: Array, logits: Array, hidden: Array | None, *given: Array) -> Array:
-        """Given position[1], two seeds[1] if it draws, what was proposed, and further values to be read."""
+        """Given position[1], two seeds[1] if it draws, a number of drafts[1] if they are padded, the parts, and further
+        values to be read."""
         rng: Rng = CertainRng()
         position, *others = given
         if self.draws:
             rng, others = ArrayRng((others[0], others[1])), others[2:]
+        num, others = (others[0], others[1:]) if self.padded else (None, others)
+        parts, watched = dict(zip(self.parts, others, strict=False)), others[len(self.parts) :]
         proposed: Drafted | GrownTree | None = None
-        table = None
         if self.depth is not None:
-            table, counts, *others = others
-            proposed = GrownTree(table, table, table, counts, table, table, self.depth)
-        elif self.rows is not None:
-            named = dict(zip(self.rows, others, strict=False))
-            proposed = Drafted(tokens, named.get("q"), named.get("hidden"), source=self.source)
-            others = others[len(named) :]
-        scored = Scored(logits, hidden, row_metadata=table)
+            table = parts["table"]
+            proposed = GrownTree(table, table, table, parts["counts"], table, table, self.depth)
+        elif self.drafts:
+            proposed = Drafted(tokens, parts.get("q"), parts.get("hidden"), num_drafted=num)
+        scored = Scored(logits, hidden, row_metadata=parts.get("table"))
         peaks = array_namespace(logits).max(logits, axis=-1)
-        return self.layout.pack(self.decision(scored, proposed, rng, position), [peaks, *others])
+        return self.layout.pack(self.decision(scored, proposed, rng, position), [peaks, *watched])
 
 
 @dataclass(frozen=True, slots=True)

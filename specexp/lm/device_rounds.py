@@ -60,10 +60,14 @@ class FeedsThrough(Protocol):
 
 @runtime_checkable
 class FeedsThroughTogether(Protocol):
-    """Optional interface of a model that does the same for several sessions, of which each is fed as many tokens."""
+    """Optional interface of a model that does the same for several sessions.
+
+    Each is fed as many tokens before the N that its function is told of; what a session is fed less than the longest is
+    padding at the end, for the function, too.
+    """
 
     def takes_together(self, sessions: Sequence[Session], num: int) -> bool:
-        """True if it can for these, with `num` tokens of each."""
+        """True if it can for these, with at most `num` tokens of each."""
         ...
 
     def feed_through(

@@ -40,6 +40,8 @@ Answers = list[tuple[Tensor, Tensor | None]]
 class BatchGraphs:
     """The recordings for the rows of some buffers, in which `forward` runs."""
 
+    sizes = CHAINS
+
     def __init__(self, forward: NativeForward, buffers: Buffers, capture: Capture, num_valid_ids: int | None) -> None:
         self.buffers, self.recordings = buffers, Recordings(buffers, capture)
         self._forward, self._capture, self._num_valid_ids = forward, capture, num_valid_ids
@@ -246,7 +248,7 @@ class RecordsTogether:
 
     def takes_together(self, sessions: Sequence[Session], num: int) -> bool:
         graphs = _shared(sessions)
-        return graphs is not None and num in CHAINS and num <= graphs.piece(graphs.count(len(sessions)))
+        return graphs is not None and num <= graphs.piece(graphs.count(len(sessions)))
 
     @torch.inference_mode()
     def feed_through(
@@ -267,10 +269,8 @@ def recorded_pool(session: Session) -> Pool | None:
 
 def _shared(sessions: Sequence[Session]) -> BatchGraphs | None:
     """The recordings of the pool that all of these sessions are rows of."""
-    pools = {id(pool): pool for session in sessions if (pool := recorded_pool(session)) is not None}
-    if len(pools) != 1 or not all(recorded_pool(session) is not None for session in sessions):
-        return None
-    return _recordings(next(iter(pools.values())))
+    first, *others = [recorded_pool(session) for session in sessions]
+    return None if first is None or any(each is not first for each in others) else _recordings(first)
 
 
 def _rows(feeds: Sequence[Feed]) -> tuple[Pool, list[tuple[int, Feed]]]:

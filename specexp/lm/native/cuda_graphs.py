@@ -257,8 +257,8 @@ class GraphSession:
         return tree_graphs.grow(self.graphs, ids, ask, depth, self.graphs.catches_up(len(ids)))
 
     def takes(self, num: int) -> bool:
-        """True if `num` tokens fill a recording."""
-        return self.graphs.recorded_size(num, None) == num
+        """True if a recording takes `num` tokens."""
+        return self.graphs.recorded_size(num, None) > 0
 
     @torch.inference_mode()
     def feed_through(

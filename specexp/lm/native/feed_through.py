@@ -32,19 +32,20 @@ if TYPE_CHECKING:
 def chain(
     graphs: Graphs, ids: Sequence[int], tokens: Tensor | None, hidden: bool, then: Then, given: Sequence[Tensor | int]
 ) -> tuple[Tensor, Then]:
-    """`FeedsThrough.feed_through` of ids[n] and tokens[N], which fill a recording."""
+    """`FeedsThrough.feed_through` of ids[n] and tokens[N]."""
     more = 0 if tokens is None else tokens.shape[0]
     num, start = len(ids) + more, graphs.pool.lengths[0]
-    bucket = graphs.bucket_for(start + num)
+    size = graphs.recorded_size(num, None)
+    bucket = graphs.bucket_for(start + size)
 
     def build() -> Recording:
         forward = BucketForward(graphs.pool, bucket)
 
         def run(fed: Tensor, start: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
-            x = forward.chain(fed, start)[num - more - 1 :]
-            return (then(fed[num - more :], forward.logits(x), x if hidden else None, *others),)
+            x = forward.chain(fed, start)[num - more - 1 : num]
+            return (then(fed[num - more : num], forward.logits(x), x if hidden else None, *others),)
 
-        return _recording(graphs, run, (graphs.zeros(num), graphs.zeros(1)), then, given)
+        return _recording(graphs, run, (graphs.zeros(size), graphs.zeros(1)), then, given)
 
     key = ("chain through", num, more, bucket, hidden, then, _kinds(given))
     inputs = (ids if tokens is None else Behind(ids, tokens), start, *given)
@@ -85,15 +86,16 @@ def together(
     graphs: BatchGraphs, pool: Pool, feeds: Sequence[tuple[int, Feed]], then: Then,
     given: Sequence[Sequence[Tensor | int]],
 ) -> tuple[Tensor, Then]:  # fmt: skip
-    """`FeedsThroughTogether.feed_through` of rows and their feeds, of N tokens each, which fill a recording."""
-    num, more, hidden = feeds[0][1].num_tokens, feeds[0][1].rows - 1, feeds[0][1].hidden
+    """`FeedsThroughTogether.feed_through` of rows and their feeds."""
+    num, more = max(feed.num_tokens for _, feed in feeds), max(feed.rows for _, feed in feeds) - 1
+    hidden, size = feeds[0][1].hidden, next(each for each in graphs.sizes if each >= num)
     rows, by_input = [row for row, _ in feeds], list(zip(*given, strict=True))
     layout = RowLayout.of(rows, graphs.buffers.rows)
     starts = [pool.lengths[row] for row in rows]
-    bucket, count = graphs.bucket(max(starts) + num), layout.count
+    bucket, count = graphs.bucket(max(starts) + size), layout.count
     numbers = [(list(values), 0) for values in by_input if isinstance(values[0], int)]
     arrays = [torch.stack(values) for values in by_input if not isinstance(values[0], int)]
-    own, _ = graphs.inputs(layout, feeds, num, [(starts, UNUSED), *numbers])
+    own, _ = graphs.inputs(layout, feeds, size, [(starts, UNUSED), *numbers])
     in_order = layout.places == list(range(len(rows)))
     places = integers(layout.places, pool.forward.device)
     if not in_order:
@@ -106,20 +108,20 @@ def together(
             x = forward.chain(tokens, start)
             logits, made = forward.logits(x), []
             for row in range(count):
-                stop = (row + 1) * num
+                stop = row * size + num
                 scored = slice(stop - more - 1, stop)
                 its = [each[row : row + 1] if each.ndim == 1 else each[row] for each in others]
                 made.append(then(tokens[stop - more : stop], logits[scored], x[scored] if hidden else None, *its))
             return (torch.stack(made),)
 
-        inputs = [forward.rows, graphs.zeros(count * num), *(graphs.zeros(count) for _ in own[2:])]
+        inputs = [forward.rows, graphs.zeros(count * size), *(graphs.zeros(count) for _ in own[2:])]
         inputs += [each.new_zeros(count, *each.shape[1:]) for each in arrays]
         return Recording(run, inputs, then=then)
 
     key = ("chain through", count, layout.in_place, num, more, bucket, hidden, then, _kinds(given[0]))
     (made,), recording = graphs.recordings.replayed(key, build, (*own, *arrays))
-    for row in rows:
-        pool.lengths[row] += num
+    for row, feed in feeds:
+        pool.lengths[row] += feed.num_tokens
     assert recording.then is not None
     return (made[: len(rows)] if in_order else made.index_select(0, places)).view(-1), recording.then
 
