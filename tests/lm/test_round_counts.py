@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from helpers.fake_device import counting
 from helpers.model_folders import build, disturbed
 from helpers.round_counts import Between, CountingTape, Memory
 from specexp.decoding import rng as noise
@@ -19,6 +20,7 @@ from specexp.decoding.rules import Warp
 from specexp.decoding.specexec import SpecExec
 from specexp.engine import Decoder, Engine
 from specexp.engine.engine import Request
+from specexp.engine.host_transfer import HostTransfer
 from specexp.lm.hf.hf_model import HFModel
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA"))]
@@ -156,5 +158,13 @@ def test_operations_between_replays_do_not_grow_with_what_a_round_drafts(recorde
             run(lambda *_, between=between, seen=seen: seen.append(between.num))
         per_round[method] = {b - a for a, b in itertools.pairwise(seen[:-LAST])}
         assert len(per_round[method]) == 1, method
-    # Each fills an input of a replay: its tokens, where they stand, what draws depend on, what is read with the round.
-    assert per_round == {"plain": {3}, "chain": {11}, "longer chain": {11}, "chain that ends early": {12}}
+    # Each fills an input of a replay: the tokens that the host knows, and all its numbers; of the target also the
+    # drafted tokens, and what is read with the round. Where chains end is one more input of the draft.
+    assert per_round == {"plain": {2}, "chain": {6}, "longer chain": {6}, "chain that ends early": {7}}
+
+
+def test_one_array_is_read_as_it_is() -> None:
+    """Without an operation on the device before it."""
+    with Between([]) as between, counting() as waits:
+        (values,) = HostTransfer().read([torch.ones(3, device="meta", dtype=torch.float64)])
+    assert (len(values), waits.counts, between.num) == (3, {"tolist": 1}, 1), "the array itself"

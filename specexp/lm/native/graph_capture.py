@@ -59,9 +59,25 @@ class Recording:
     then: Callable[..., Tensor] | None = None
     moves: bool = False
     _staging: dict[int, Staging] = field(default_factory=dict)
+    _numbers: tuple[list[int], Staging] | None = None  # the inputs that are single numbers, which are copied together
+
+    def fill_all(self, given: Sequence[Given]) -> None:
+        """Copy values to the inputs. Nothing is allocated, but when it is done for the first time."""
+        assert len(given) == len(self.inputs)
+        numbers = [i for i, value in enumerate(given) if isinstance(value, int) and self.inputs[i].numel() == 1]
+        if self.replay is None and self._numbers is None and len(numbers) > 1:
+            together = self.inputs[numbers[0]].new_zeros(len(numbers))
+            parts = {place: together[i : i + 1] for i, place in enumerate(numbers)}
+            self.inputs = [parts.get(i, each) for i, each in enumerate(self.inputs)]
+            self._numbers = numbers, Staging(together)
+        for place, value in enumerate(given):
+            if self._numbers is None or place not in self._numbers[0]:
+                self.fill(place, value)
+        if self._numbers is not None:
+            self._numbers[1].copy([given[place] for place in self._numbers[0]])  # type: ignore[misc]
 
     def fill(self, place: int, value: Given) -> None:
-        """Copy values to an input. Nothing is allocated, but when the host's are copied for the first time."""
+        """Copy values to one input."""
         buffer = self.inputs[place]
         if isinstance(value, int):
             buffer.fill_(value)  # passed as a kernel argument, without a copy from the host
@@ -108,11 +124,9 @@ class Recordings:
         recording = self.kept.get(key)
         if recording is None:
             recording = self.kept[key] = build()
-        assert len(given) == len(recording.inputs)
         if recording.replay is None and recording.moves:
             self._record(recording)
-        for place, value in enumerate(given):
-            recording.fill(place, value)
+        recording.fill_all(given)
         if recording.replay is None:  # after filling the inputs: recording may run the function, on the real cache
             self._record(recording)
         assert recording.replay is not None
