@@ -25,6 +25,7 @@ from specexp.engine.request_state import LogitPeaks, RequestState, is_number
 from specexp.lm.device_rounds import FeedsThroughTogether, Then
 from specexp.lm.model import Array, Feed, Model
 
+MOST_SEEN = 4096  # kinds that are remembered: a server's clients may choose any temperature
 ROWS, TREE = ("q", "hidden"), ("table", "counts")  # arrays of a `Drafted`, besides its tokens, and of a `GrownTree`
 
 
@@ -53,6 +54,8 @@ class RecordedRounds:
             return None
         one, kind = recorded[0], (len(sessions), *recorded[0].kind)
         if kind not in self._seen:
+            if len(self._seen) >= MOST_SEEN:
+                self._seen.clear()
             self._seen.add(kind)
             return None
         if alone:

@@ -20,12 +20,13 @@ from specexp.decoding.rng import ACCEPT, DRAFT, RESIDUAL, TARGET, ArrayRng, Hash
 from specexp.decoding.rules import Warp
 from specexp.decoding.specexec import SpecExec
 from specexp.decoding.untrained_rules import EntropyGate, FLy, Fuzzy, Typical
-from specexp.engine import Engine, Generation
+from specexp.engine import Engine, Generation, recorded_rounds
 from specexp.engine.ending import Ending
 from specexp.engine.engine import Request
 from specexp.engine.recorded_rounds import Layout, RecordedRounds
 from specexp.errors import ModelError
 from specexp.lm.hf.hf_model import HFModel
+from specexp.lm.native import graph_capture
 from specexp.lm.native.cuda_graphs import GraphSession
 
 LENGTH = 60
@@ -228,6 +229,24 @@ def test_what_may_not_be_recorded_is_not() -> None:
     run(Engine(models), Chain(DraftModel(4), rule, Warp()), PROMPTS[1], Warp())
     run(Engine(models, [3]), Baseline(Warp()), PROMPTS[1], Warp(), ending=Ending(min_new_tokens=LENGTH))
     assert not keys(models, "chain through")
+
+
+def test_recordings_are_no_more_than_so_many(pairs: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Requests at any temperature: what was not used for longest is dropped, and recorded again when it is needed."""
+    monkeypatch.setattr(graph_capture, "MOST_KEPT", 4)
+    monkeypatch.setattr(recorded_rounds, "MOST_SEEN", 8)
+    module = build("llama")
+    models = {role: HFModel(module, role, graphs=Tape()) for role in ("target", "draft")}
+    engine, plain = Engine(models), Engine({role: each.without_graphs() for role, each in models.items()})
+    captured = []
+    for temperature in (0.5, 0.6, 0.7, 0.8, 0.5):
+        warp = Warp(temperature)
+        decoder = Chain(DraftModel(4), Lossless(), warp)
+        assert run(engine, decoder, PROMPTS[0], warp).token_ids == run(plain, decoder, PROMPTS[0], warp).token_ids
+        every = [each.recordings for model in models.values() if (pools := model.graph_pools) for each in pools.pools]
+        assert all(len(each.kept) <= 4 for each in every)
+        captured.append(sum(each.num_captures for each in every))
+    assert captured[-1] > captured[-2], "nothing was dropped"
 
 
 def test_what_happens_once_is_not_recorded() -> None:

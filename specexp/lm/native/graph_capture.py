@@ -11,6 +11,7 @@ from torch import Tensor
 
 from specexp.lm.transfer import Staging
 
+MOST_KEPT = 256  # recordings over the same buffers
 Function = Callable[..., tuple[Tensor, ...]]
 
 
@@ -101,7 +102,8 @@ class Buffered(Protocol):
 
 
 class Recordings:
-    """Recordings over the same buffers, by key; they become invalid when the buffers are replaced."""
+    """Recordings over the same buffers, by key; they become invalid when the buffers are replaced. Of more than
+    `MOST_KEPT` the one that was not used for longest is dropped: a server's clients may choose any temperature."""
 
     def __init__(self, buffers: Buffered, capture: Capture) -> None:
         self._buffers, self._capture, self._values = buffers, capture, buffers.values
@@ -121,9 +123,10 @@ class Recordings:
         if self._buffers.values is not self._values:
             self.kept.clear()
             self._values = self._buffers.values
-        recording = self.kept.get(key)
-        if recording is None:
-            recording = self.kept[key] = build()
+        recording = self.kept.pop(key, None) or build()
+        self.kept[key] = recording  # the last one: that used last
+        if len(self.kept) > MOST_KEPT:
+            del self.kept[next(iter(self.kept))]
         if recording.replay is None and recording.moves:
             self._record(recording)
         recording.fill_all(given)
