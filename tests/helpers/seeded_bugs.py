@@ -765,7 +765,6 @@ FILE_BUGS: dict[tuple[str, ...], list[Bug]] = {
         Bug("a padded draft may be accepted anyway", RULES, "accepted_anyway = None if accepted_anyway is None else accepted_anyway & there", "accepted_anyway = accepted_anyway"),
         Bug("padding is what the residual lacks", RULES, "xp.where(there[:, None], q, xp.zeros_like(q))", "q"),
         Bug("a whole padded chain is followed by a correction", RULES, "drafted.shape[0] if num_drafted is None else num_drafted)", "drafted.shape[0])"),
-        Bug("rows of a recording end where the longest does", "specexp.lm.native.feed_through", "        pool.lengths[row] += feed.num_tokens", "        pool.lengths[row] += num"),
         Bug("every row is told the first one's tokens", "specexp.lm.native.feed_through", "made.append(then(tokens[stop - more : stop],", "made.append(then(tokens[num - more : num],"),
         Bug("rows of a recording are read by place", "specexp.lm.native.feed_through", "if in_order else made.index_select(0, places)", "if in_order else made[: len(rows)]"),
         Bug("a kind is recorded once for all shapes", "specexp.lm.native.feed_through", 'then, _kinds(given))\n    inputs = (ids if', 'then)\n    inputs = (ids if'),
