@@ -32,7 +32,7 @@ class Staging:
         self._values[: len(values)] = values
         self._to[: len(values)].copy_(self._host[: len(values)], non_blocking=True)
         if self._copied is not None:
-            self._copied.record()
+            self._copied.record(torch.cuda.current_stream(self._to.device))
 
 
 def integers(values: Sequence[int], device: torch.device) -> Tensor:

@@ -94,6 +94,22 @@ def test_a_capture_that_fails_leaves_no_handle_behind(cuda: FakeCuda) -> None:
     assert replay()[0].tolist() == [5, 5]
 
 
+def test_outputs_are_memory_that_other_graphs_do_not_use(cuda: FakeCuda) -> None:
+    capture, x, made = CudaGraphs(torch.device("cuda")), torch.ones(2), []
+
+    def function(y: torch.Tensor) -> tuple[torch.Tensor]:
+        made.append(y + 1)
+        return (made[-1],)
+
+    replay = capture(function, (x,))
+    x.fill_(4)
+    (out,) = replay()
+    with torch.inference_mode():
+        made[-1].fill_(-1)  # what another graph may do to memory of the pool
+    assert out.tolist() == [5, 5]
+    assert replay()[0] is out
+
+
 def test_the_fake_ends_a_pool_with_its_last_graph(cuda: FakeCuda) -> None:
     """Else the tests above would show nothing."""
     x = torch.ones(2)
