@@ -23,6 +23,10 @@ class PlainDecision:
     def takes_padding(self) -> bool:
         return False  # it has no drafts
 
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return ()
+
     def __call__(self, scored: Scored, proposed: None, rng: Rng, position: Array | int) -> Round:
         if self.warp.greedy:
             return Round(self.warp.first(scored.logits), 1)

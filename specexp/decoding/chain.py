@@ -50,15 +50,13 @@ class Proposer(Protocol):
 
 
 class Rule(Protocol):
-    """Decides which drafted tokens are accepted although the lossless test rejects them."""
+    """Decides which drafted tokens are accepted although the lossless test rejects them.
+
+    One that has a `recordable`, and it is true, may be recorded (`Decision`): it must be a hashable pure function.
+    """
 
     @property
     def needs(self) -> Needs: ...
-
-    @property
-    def recordable(self) -> bool:
-        """As of `Decision`."""
-        ...
 
     def accept_anyway(self, drafted: Drafted, scored: Scored) -> Array | None:
         """accepted_anyway[G] of bools, or None for none."""
@@ -202,11 +200,17 @@ class ChainDecision:
 
     @property
     def recordable(self) -> bool:
-        return type(self.warp) is Warp and self.rule.recordable
+        return type(self.warp) is Warp and getattr(self.rule, "recordable", False)
 
     @property
     def takes_padding(self) -> bool:
         return not self.by_block and not self.rule.needs.all_rows
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        needs = self.rule.needs
+        parts = {"q": needs.draft_q or not self.warp.greedy, "hidden": needs.draft or needs.feed_last_token}
+        return tuple(name for name, is_read in parts.items() if is_read)
 
     def __call__(self, scored: Scored, proposed: Drafted, rng: Rng, position: Array | int) -> Round:
         drafted, padded = proposed, proposed.num_drafted

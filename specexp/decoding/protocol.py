@@ -80,6 +80,11 @@ class Decision(Protocol):
         """True if it takes drafts with padding (`Drafted.num_drafted`), which the target scored like the rest."""
         ...
 
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The names of the proposal's arrays that it reads, besides a chain's tokens."""
+        ...
+
     def __call__(self, scored: Scored, proposed: Any, rng: Rng, position: Array | int) -> Round:
         """The round of what the target scored of `proposed`, a `Drafted`, a tree, or None. `position` is that of the
         round's first token."""
@@ -184,7 +189,9 @@ class Drafted:
     last token too. peaks[G] are the largest logits of these rows, for the engine alone; None where no model drafted.
     `source` is the name of the proposer, where several take turns. Of an ask with `costs`, probability[G] are those of
     the tokens under the draft, for the engine alone. Where `num_drafted`[1] is given, only so many tokens were drafted,
-    and the rest of every array is padding, which the engine cuts off.
+    and the rest of every array is padding, which the engine cuts off, except for a decision that takes it.
+
+    The next draft of the request may overwrite all arrays: they are those of a recording.
     """
 
     tokens: Array

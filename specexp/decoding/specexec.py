@@ -39,16 +39,11 @@ from specexp.errors import ConfigError
 
 
 class TreeRule(Protocol):
-    """Decides to which nodes the walk may go although the target drew another token."""
+    """Decides to which nodes the walk may go although the target drew another token. `recordable` as of a `Rule`."""
 
     @property
     def needs(self) -> Needs:
         """The target's hidden rows, or nothing."""
-        ...
-
-    @property
-    def recordable(self) -> bool:
-        """As of `Decision`."""
         ...
 
     def accept_nodes(self, tokens: Array, parents: Array, scored: Scored) -> Array | None:
@@ -68,7 +63,11 @@ class TreeDecision:
 
     @property
     def recordable(self) -> bool:
-        return type(self.warp) is Warp and (self.rule is None or self.rule.recordable)
+        return type(self.warp) is Warp and (self.rule is None or getattr(self.rule, "recordable", False))
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return ("table", "counts")
 
     @property
     def takes_padding(self) -> bool:

@@ -5,12 +5,13 @@ What a decoder would do with the target's scores (draw, test what was drafted, w
 one array: no operation is launched between the forward and the read. Of a request that is decoded alone, nothing is
 allocated either.
 
-The first round of a kind is made without a recording: what happens once, such as a short chain before the output's
+The first rounds of a kind are made without a recording: what happens rarely, such as a short chain before the output's
 limit, is not worth one, and what functions prepare when they first run must not be recorded.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import zip_longest
@@ -25,8 +26,8 @@ from specexp.engine.request_state import LogitPeaks, RequestState, is_number
 from specexp.lm.device_rounds import FeedsThroughTogether, Then
 from specexp.lm.model import Array, Feed, Model
 
+OFTEN = 8  # a kind of round is recorded when it comes for the eighth time: recording takes as long as some rounds
 MOST_SEEN = 4096  # kinds that are remembered: a server's clients may choose any temperature
-ROWS, TREE = ("q", "hidden"), ("table", "counts")  # arrays of a `Drafted`, besides its tokens, and of a `GrownTree`
 
 
 class RecordedRounds:
@@ -37,7 +38,7 @@ class RecordedRounds:
         self._together: dict[Role, FeedsThroughTogether] = {
             role: model for role, model in models.items() if isinstance(model, FeedsThroughTogether)
         }
-        self._seen: set[Hashable] = set()
+        self._seen: Counter[Hashable] = Counter()
 
     def score(self, asked: Sequence[tuple[RequestState, Score]]) -> list[Scored] | None:
         """The answers to asks of one model, with their rounds but without logits; None if this is not recorded."""
@@ -49,14 +50,17 @@ class RecordedRounds:
         if not alone and (together is None or ask.tree or not together.takes_together(sessions, most)):
             return None
         trials = [_OpenTrial.of(state, ask) for state, ask in asked]
-        recorded = _padded([each for each in trials if each is not None])
-        if len(recorded) < len(asked) or len({each.kind for each in recorded}) > 1:
+        recorded = [each for each in trials if each is not None]
+        if len(recorded) < len(asked) or len({each.trial.decision for each in recorded}) > 1:
+            return None
+        recorded = _padded(recorded)
+        if len({each.kind for each in recorded}) > 1:
             return None
         one, kind = recorded[0], (len(sessions), *recorded[0].kind)
-        if kind not in self._seen:
-            if len(self._seen) >= MOST_SEEN:
-                self._seen.clear()
-            self._seen.add(kind)
+        if len(self._seen) >= MOST_SEEN:
+            self._seen.clear()
+        self._seen[kind] += 1
+        if self._seen[kind] < OFTEN:
             return None
         if alone:
             packed, then = one.feed_through()
@@ -93,8 +97,7 @@ class _OpenTrial:
         plain = isinstance(trial.rng, CertainRng) or type(trial.rng) is HashRng
         if not (plain and trial.decision.recordable) or state.end.banned(len(state.ids) - state.num_prompt):
             return None
-        names = ROWS if isinstance(trial.proposed, Drafted) else TREE if ask.tree is not None else ()
-        arrays = {name: getattr(trial.proposed, name) for name in names}
+        arrays = {name: getattr(trial.proposed, name) for name in trial.decision.reads}
         parts = {name: each for name, each in arrays.items() if each is not None}
         return cls(state, ask, trial, parts, state.watched())
 

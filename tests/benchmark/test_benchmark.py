@@ -96,8 +96,8 @@ def test_it_leaves_numbers_a_figure_and_one_run(workplace: Path) -> None:
 def test_a_decoder_with_a_bug_is_found_out(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     right = rules.verify_greedy
 
-    def accepts_all(logits: Any, drafted: Any, accepted_anyway: Any) -> Any:
-        return right(logits, drafted, torch.ones_like(drafted, dtype=torch.bool))
+    def accepts_all(logits: Any, drafted: Any, accepted_anyway: Any, num_drafted: Any) -> Any:
+        return right(logits, drafted, torch.ones_like(drafted, dtype=torch.bool), num_drafted)
 
     monkeypatch.setattr(chain, "verify_greedy", accepts_all)
     result = run(*SMALL, "--json", "report.json")

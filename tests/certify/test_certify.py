@@ -139,7 +139,7 @@ def test_a_residual_that_is_left_out_fails_where_tokens_are_drawn(
     """After a rejection the target's row is drawn from as it is: likely tokens, wrong shares."""
 
     def from_whole_rows(
-        verify: Any, p: Any, q: Any, drafted: Any, accepted_anyway: Any, rng: Any, position: int
+        verify: Any, p: Any, q: Any, drafted: Any, accepted_anyway: Any, rng: Any, position: int, num_drafted: Any
     ) -> Any:
         class Whole:
             accept_prefix = staticmethod(rng.accept_prefix)
@@ -148,7 +148,7 @@ def test_a_residual_that_is_left_out_fails_where_tokens_are_drawn(
             def sample_next(self, weights: Any, position: int, num_accepted: Any, num_drafted: int) -> Any:
                 return rng.sample_next(p[int(num_accepted)], position, num_accepted, num_drafted)
 
-        return verify(p, q, drafted, accepted_anyway, Whole(), position)
+        return verify(p, q, drafted, accepted_anyway, Whole(), position, num_drafted)
 
     planted(monkeypatch, chain, "verify", from_whole_rows)
     result = certify("--method", "speculative", "--gamma", "3", *TOY, "--temperature", "0.8", "--samples", "800")
@@ -162,8 +162,8 @@ def test_a_residual_that_is_left_out_fails_where_tokens_are_drawn(
 def test_a_bug_that_only_a_persons_own_models_show_fails(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tokens from 12 on are always accepted: the oracle's models have three."""
 
-    def waves_through(verify: Any, logits: Any, drafted: Any, accepted_anyway: Any) -> Any:
-        return verify(logits, drafted, drafted >= 12)
+    def waves_through(verify: Any, logits: Any, drafted: Any, accepted_anyway: Any, num_drafted: Any) -> Any:
+        return verify(logits, drafted, drafted >= 12, num_drafted)
 
     planted(monkeypatch, chain, "verify_greedy", waves_through)
     result = certify("--method", "speculative", "--gamma", "3", *TOY)

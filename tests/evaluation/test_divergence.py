@@ -28,8 +28,8 @@ def planted(monkeypatch: pytest.MonkeyPatch, every: bool = True) -> None:
     """A chain that sometimes accepts one token too many."""
     right = chain.verify_greedy
 
-    def wrong(logits: Any, drafted: Any, accepted_anyway: Any) -> Any:
-        result = right(logits, drafted, accepted_anyway)
+    def wrong(logits: Any, drafted: Any, accepted_anyway: Any, num_drafted: Any) -> Any:
+        result = right(logits, drafted, accepted_anyway, num_drafted)
         if len(drafted) > 1 and not bool(result.overlap[0]):
             tokens = result.tokens.copy()
             tokens[0] = drafted[0]

@@ -51,7 +51,7 @@ class FakeCuda:
         self._new = itertools.count(1)
 
     @contextmanager
-    def capture(self, graph: FakeGraph, pool: Handle | None = None) -> Iterator[None]:
+    def capture(self, graph: FakeGraph, pool: Handle | None = None, stream: Any = None) -> Iterator[None]:
         """Replaces `torch.cuda.graph`."""
         if pool is not None and all(each.handle != pool for each in self.graphs):
             raise RuntimeError("it->second->use_count > 0 INTERNAL ASSERT FAILED at CUDACachingAllocator.cpp")

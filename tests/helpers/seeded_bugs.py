@@ -747,9 +747,9 @@ FILE_BUGS: dict[tuple[str, ...], list[Bug]] = {
     ("lm/test_recorded_rounds.py",): [
         Bug("recorded draws stand where the first ones did", RECORDED_ROUNDS, "[self.trial.position, *seeds,", "[0, *seeds,"),
         Bug("the seeds of a recording are swapped", RECORDED_ROUNDS, "ArrayRng((others[0], others[1]))", "ArrayRng((others[1], others[0]))"),
-        Bug("a recording takes drafts for certain", RECORDED_ROUNDS, 'ROWS, TREE = ("q", "hidden")', 'ROWS, TREE = ("hidden",)'),
+        Bug("a recording takes drafts for certain", CHAIN, '"q": needs.draft_q or not self.warp.greedy', '"q": False'),
         Bug("a recorded rule reads hidden rows of before", RECORDED_ROUNDS, 'parts.get("hidden")', 'parts["hidden"] * 0 if "hidden" in parts else None'),
-        Bug("what happens once is recorded", RECORDED_ROUNDS, "        if kind not in self._seen:\n", "        if False:\n"),
+        Bug("what happens once is recorded", RECORDED_ROUNDS, "        if self._seen[kind] < OFTEN:\n", "        if False:\n"),
         Bug("what may not be recorded is", RECORDED_ROUNDS, "if not (plain and trial.decision.recordable) or", "if not plain or"),
         Bug("recorded rounds emit ids that are banned", RECORDED_ROUNDS, " or state.end.banned(len(state.ids) - state.num_prompt)", ""),
         Bug("nobody looks at a recording's logits", RECORDED_ROUNDS, "self.state.peaks.append(LogitPeaks(self.ask.model, peaks))", "pass"),
@@ -767,6 +767,7 @@ FILE_BUGS: dict[tuple[str, ...], list[Bug]] = {
         Bug("a whole padded chain is followed by a correction", RULES, "drafted.shape[0] if num_drafted is None else num_drafted)", "drafted.shape[0])"),
         Bug("every row is told the first one's tokens", "specexp.lm.native.feed_through", "made.append(then(tokens[stop - more : stop],", "made.append(then(tokens[num - more : num],"),
         Bug("rows of a recording are read by place", "specexp.lm.native.feed_through", "if in_order else made.index_select(0, places)", "if in_order else made[: len(rows)]"),
+        Bug("all inputs of a decision are one", "specexp.lm.native.graph_capture", "key = (place, shape, like.dtype)", "key = (shape, like.dtype)"),
         Bug("a kind is recorded once for all shapes", "specexp.lm.native.feed_through", 'then, _kinds(given))\n    inputs = (ids if', 'then)\n    inputs = (ids if'),
     ],
     ("engine_certify/test_engine_certificate_parts.py",): [

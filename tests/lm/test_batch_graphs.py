@@ -27,7 +27,7 @@ from specexp.decoding.rng import CertainRng, rng_for
 from specexp.decoding.rules import Warp
 from specexp.decoding.specexec import SpecExec
 from specexp.decoding.untrained_rules import Fuzzy
-from specexp.engine import Engine
+from specexp.engine import Engine, recorded_rounds
 from specexp.engine.engine import Request
 from specexp.judge.mining import Miner
 from specexp.lm.hf.hf_model import HFModel
@@ -172,6 +172,7 @@ def keys(pair: Models, role: str = "target") -> list[tuple[Any, ...]]:
 def test_rows_join_and_leave_without_another_recording(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whichever rows are fed, and wherever each of them is; nothing more is allocated for keys and values."""
     monkeypatch.setattr(cuda_graphs, "LEAST_BUCKET", 256)
+    monkeypatch.setattr(recorded_rounds, "OFTEN", 2)
     tape, seen = Tape(), set[tuple[Any, ...]]()
     pair, decoder = models("llama", tape), METHODS["chain"](Warp())
     inputs = batch_graphs.BatchGraphs.inputs

@@ -19,7 +19,7 @@ from specexp.decoding.rng import CertainRng, rng_for
 from specexp.decoding.rules import Warp
 from specexp.decoding.specexec import SpecExec
 from specexp.decoding.untrained_rules import Typical
-from specexp.engine import Engine, Generation
+from specexp.engine import Engine, Generation, recorded_rounds
 from specexp.engine.ending import Ending
 from specexp.engine.engine import Request
 from specexp.errors import ModelError
@@ -101,8 +101,9 @@ def test_lossy_rules_see_the_same_trees(warp: str) -> None:
     assert accepted > 20
 
 
-def test_a_shape_is_recorded_once() -> None:
+def test_a_shape_is_recorded_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """One growth for each size of what comes before it, and one verification; another prompt records nothing."""
+    monkeypatch.setattr(recorded_rounds, "OFTEN", 2)
     tape = Tape()
     pair: Any = models(tape)
     recorded = []

@@ -18,11 +18,12 @@ from specexp.decoding.chain import Chain, DraftModel, Lossless
 from specexp.decoding.rng import rng_for
 from specexp.decoding.rules import Warp
 from specexp.decoding.specexec import SpecExec
-from specexp.engine import Decoder, Engine
+from specexp.engine import Decoder, Engine, recorded_rounds
 from specexp.engine.engine import Request
 from specexp.engine.host_transfer import HostTransfer
 from specexp.lm.hf.hf_model import HFModel
 
+OFTEN = 2  # rounds of a kind are recorded as soon as they come again: a warm-up of two runs is enough
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA"))]
 LENGTH, LAST = 48, 2  # tokens of an output, and rounds near its end, which may draft less
 METHODS: dict[str, Callable[[Warp], Decoder]] = {
@@ -47,6 +48,11 @@ CASES = [
         )
     ),
 ]  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _recorded_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recorded_rounds, "OFTEN", OFTEN)
 
 
 @pytest.fixture(scope="module", params=DEVICES)

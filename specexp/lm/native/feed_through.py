@@ -1,7 +1,7 @@
-"""Recordings that go on after the forward with a function of what it scored: the acceptance of a round.
+"""Recordings that go on after the forward with a function of what it scored: how a round is decided.
 
-Between the forward and what the host reads of it nothing is launched then, and nothing is allocated: the function's
-arrays are inputs of the recording, and what it makes is an output, which the next replay overwrites.
+Between the forward and what the host reads of it nothing is launched then: the function's arrays are inputs of the
+recording, and what it makes is an output, which the next replay overwrites. For one row, nothing is allocated, either.
 
 Shapes: n tokens that the host knows, N more of the device, K places of a tree, V vocabulary, H hidden size.
 """
@@ -115,7 +115,7 @@ def together(
             return (torch.stack(made),)
 
         inputs = [forward.rows, graphs.zeros(count * size), *(graphs.zeros(count) for _ in own[2:])]
-        inputs += [each.new_zeros(count, *each.shape[1:]) for each in arrays]
+        inputs += [graphs.recordings.shared(place, each, count) for place, each in enumerate(arrays)]
         return Recording(run, inputs, then=then)
 
     key = ("chain through", count, layout.in_place, num, more, bucket, hidden, then, _kinds(given[0]))
@@ -129,7 +129,10 @@ def together(
 def _recording(
     graphs: Graphs, run: Function, own: Sequence[Tensor], then: Then, given: Sequence[Tensor | int]
 ) -> Recording:
-    others = [graphs.zeros(1) if isinstance(each, int) else torch.zeros_like(each) for each in given]
+    others = [
+        graphs.zeros(1) if isinstance(each, int) else graphs.recordings.shared(place, each)
+        for place, each in enumerate(given)
+    ]
     return Recording(run, [*own, *others], then=then)
 
 

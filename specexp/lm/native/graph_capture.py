@@ -111,6 +111,16 @@ class Recordings:
         self.num_captures = 0
         self.num_replays = 0  # of forwards
         self.num_moves = 0  # replays that keep the path of a tree
+        self._shared: dict[Hashable, Tensor] = {}
+
+    def shared(self, place: int, like: Tensor, rows: int | None = None) -> Tensor:
+        """An input in the form of `like`, or of so many of its rows, that all recordings have which ask for this place:
+        each fills it before its replay, and one replay runs at a time. Distributions over a vocabulary are large."""
+        shape = like.shape if rows is None else (rows, *like.shape[1:])
+        key = (place, shape, like.dtype)
+        if key not in self._shared:
+            self._shared[key] = like.new_zeros(shape)
+        return self._shared[key]
 
     def answer(self, key: Hashable, build: Callable[[], Recording], given: Sequence[Given]) -> tuple[Tensor, ...]:
         """Copy `given` into the inputs of a recording, which is built if it does not exist, and replay it."""
@@ -159,6 +169,7 @@ class CudaGraphs:
         self._first: Any = None
         self._skips: bool | None = None  # whether graphs can have conditional nodes here; tried once
         self._capturing = False
+        self._stream: Any = None  # of warm-ups and captures: PyTorch's own default would be on one device for all
 
     def when(self, flag: Tensor, body: Callable[[], None]) -> None:
         if not self._capturing and self._skips is None:
@@ -178,7 +189,7 @@ class CudaGraphs:
         flag, count = torch.zeros((), dtype=torch.bool, device=self._device), torch.zeros(1, device=self._device)
         try:
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
+            with torch.cuda.device(self._device), torch.cuda.graph(graph, stream=self._side()):
                 capturing = torch.cuda.CUDAGraph.get_currently_capturing_graph()
                 capturing.begin_capture_to_if_node(flag)  # type: ignore[no-untyped-call]
                 count.add_(1)
@@ -190,10 +201,15 @@ class CudaGraphs:
         except (AttributeError, RuntimeError):
             return False
 
+    def _side(self) -> Any:
+        """A stream of the device, which must be the current one."""
+        if self._stream is None:
+            self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        return self._stream
+
     def __call__(self, function: Function, inputs: Sequence[Tensor]) -> Replay:
         with torch.cuda.device(self._device):
-            side: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-            main = torch.cuda.current_stream()
+            side, main = self._side(), torch.cuda.current_stream()
             side.wait_stream(main)
             with torch.cuda.stream(side):
                 for _ in range(self.WARM_UPS):
@@ -203,7 +219,8 @@ class CudaGraphs:
             graph = torch.cuda.CUDAGraph()
             self._capturing = True
             try:
-                with torch.cuda.graph(graph, pool=self._first.pool() if self._first is not None else None):
+                pool = self._first.pool() if self._first is not None else None
+                with torch.cuda.graph(graph, pool=pool, stream=side):
                     for own, each in zip(kept, function(*inputs), strict=True):
                         own.copy_(each)
             finally:

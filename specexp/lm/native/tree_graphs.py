@@ -64,9 +64,9 @@ def keep(graphs: Graphs, length: int, slots: Sequence[int]) -> None:
     """Move the keys and values of `slots`, in this order, to the slots from `length` on, by one replay."""
     size = 1 << (len(slots) - 1).bit_length()
     graphs.bucket_for(length + size)
+    buffers = graphs.pool.buffers  # not the recordings themselves, which keep this function
 
     def run(to: Tensor, moved: Tensor) -> tuple[Tensor, ...]:
-        buffers = graphs.pool.buffers
         places = to + torch.arange(size, device=to.device)
         for each in (buffers.values, buffers.states):
             if each is not None:
