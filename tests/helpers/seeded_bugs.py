@@ -767,7 +767,7 @@ FILE_BUGS: dict[tuple[str, ...], list[Bug]] = {
         Bug("a whole padded chain is followed by a correction", RULES, "drafted.shape[0] if num_drafted is None else num_drafted)", "drafted.shape[0])"),
         Bug("every row is told the first one's tokens", "specexp.lm.native.feed_through", "made.append(then(tokens[stop - more : stop],", "made.append(then(tokens[num - more : num],"),
         Bug("rows of a recording are read by place", "specexp.lm.native.feed_through", "if in_order else made.index_select(0, places)", "if in_order else made[: len(rows)]"),
-        Bug("all inputs of a decision are one", "specexp.lm.native.graph_capture", "key = (place, shape, like.dtype)", "key = (shape, like.dtype)"),
+        Bug("all inputs of a decision are one", "specexp.lm.native.graph_capture", "key, size = (place, like.dtype), math.prod(shape)", "key, size = like.dtype, math.prod(shape)"),
         Bug("a kind is recorded once for all shapes", "specexp.lm.native.feed_through", 'then, _kinds(given))\n    inputs = (ids if', 'then)\n    inputs = (ids if'),
     ],
     ("engine_certify/test_engine_certificate_parts.py",): [

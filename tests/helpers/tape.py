@@ -6,6 +6,7 @@ As in a CUDA graph, values from the host are frozen, and reading a value of a te
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -50,29 +51,74 @@ class Tape:
         self.num_recorded += 1
         with torch.inference_mode(), Recorder() as self._recorder:
             outputs = function(*inputs)
-        calls = self._recorder.calls  # they keep every tensor alive, so that ids stay unique
+        calls, slots = _without_results(self._recorder.calls, outputs)
         self._recorder = None
 
         def run(calls: list[Any], made: dict[int, Any]) -> None:
             for call in calls:
                 if len(call) == 2:
-                    flag = made.get(id(call[0]), call[0])
+                    flag = call[0].now(made)
                     holds = flag.device.type == "meta" or bool(flag)  # a device without values runs everything
                     self.num_run, self.num_skipped = self.num_run + holds, self.num_skipped + (not holds)
                     run(call[1] if holds else [], made)
                     continue
                 func, given, spec, results = call
-                args, kwargs = tree_unflatten([made.get(id(x), x) if isinstance(x, Tensor) else x for x in given], spec)
+                args, kwargs = tree_unflatten([x.now(made) if isinstance(x, Slot) else x for x in given], spec)
                 fresh = tree_flatten(func(*args, **kwargs))[0]
-                made.update({id(old): new for old, new in zip(results, fresh, strict=True) if isinstance(old, Tensor)})
+                made.update({place: new for place, new in zip(results, fresh, strict=True) if place is not None})
 
         @torch.inference_mode()
         def replay() -> tuple[Tensor, ...]:
             made: dict[int, Any] = {}
             run(calls, made)
-            for x in outputs:  # a graph's outputs are the same memory every time
-                if id(x) in made:
-                    x.copy_(made[id(x)])
+            for x, slot in zip(outputs, slots, strict=True):  # a graph's outputs are the same memory every time
+                if slot.place in made:
+                    x.copy_(made[slot.place])
             return outputs
 
         return replay
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A tensor of a recording: what was made last in its place, or a tensor from outside."""
+
+    place: int
+    outside: Tensor | None
+
+    def now(self, made: dict[int, Any]) -> Any:
+        return made.get(self.place, self.outside)
+
+
+def _without_results(calls: list[Any], outputs: Sequence[Tensor]) -> tuple[list[Any], list[Slot]]:
+    """Calls with a place in place of each tensor, and the outputs' places: what was computed while recording is freed.
+
+    Until then the calls keep every tensor alive, so that ids are unique.
+    """
+    places: dict[int, int] = {}
+    inside: set[int] = set()  # ids of tensors that the recording made
+
+    def slot(x: Any) -> Any:
+        if not isinstance(x, Tensor):
+            return x
+        place = places.setdefault(id(x), len(places))
+        return Slot(place, None if id(x) in inside else x)
+
+    def converted(calls: list[Any]) -> list[Any]:
+        result: list[Any] = []
+        for call in calls:
+            if len(call) == 2:
+                flag = slot(call[0])
+                result.append((flag, converted(call[1])))
+                continue
+            func, given, spec, results = call
+            taken = [slot(x) for x in given]
+            known = {id(x) for x in given}
+            inside.update(
+                id(x) for x in results if isinstance(x, Tensor) and id(x) not in places and id(x) not in known
+            )
+            result.append((func, taken, spec, [slot(x).place if isinstance(x, Tensor) else None for x in results]))
+        return result
+
+    made = converted(calls)
+    return made, [slot(x) for x in outputs]

@@ -86,9 +86,13 @@ def _recorded_soon(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def pairs() -> tuple[dict[str, HFModel], dict[str, HFModel]]:
+def modules() -> dict[str, Any]:
+    return {"target": build("llama"), "draft": disturbed(build("llama"), 0.06)}
+
+
+@pytest.fixture
+def pairs(modules: dict[str, Any]) -> tuple[dict[str, HFModel], dict[str, HFModel]]:
     """A pair without recordings, and the same with them."""
-    modules = {"target": build("llama"), "draft": disturbed(build("llama"), 0.06)}
     plain, recorded = (
         {role: HFModel(module, role, graphs=Tape() if taped else "off") for role, module in modules.items()}
         for taped in (False, True)

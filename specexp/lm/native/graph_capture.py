@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -114,13 +115,14 @@ class Recordings:
         self._shared: dict[Hashable, Tensor] = {}
 
     def shared(self, place: int, like: Tensor, rows: int | None = None) -> Tensor:
-        """An input in the form of `like`, or of so many of its rows, that all recordings have which ask for this place:
-        each fills it before its replay, and one replay runs at a time. Distributions over a vocabulary are large."""
+        """An input in the form of `like`, or of so many of its rows, in memory that all recordings have which ask for
+        this place: each fills it before its replay, and one replay runs at a time. Distributions over a vocabulary are
+        large."""
         shape = like.shape if rows is None else (rows, *like.shape[1:])
-        key = (place, shape, like.dtype)
-        if key not in self._shared:
-            self._shared[key] = like.new_zeros(shape)
-        return self._shared[key]
+        key, size = (place, like.dtype), math.prod(shape)
+        if key not in self._shared or self._shared[key].numel() < size:  # earlier recordings keep what they have
+            self._shared[key] = like.new_zeros(1 << max(0, size - 1).bit_length())
+        return self._shared[key][:size].view(shape)
 
     def answer(self, key: Hashable, build: Callable[[], Recording], given: Sequence[Given]) -> tuple[Tensor, ...]:
         """Copy `given` into the inputs of a recording, which is built if it does not exist, and replay it."""
