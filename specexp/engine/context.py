@@ -127,8 +127,9 @@ class Context:
 
     def takes_tree(self, ask: GrowTree) -> bool:
         """True if the session grows and scores trees of this shape on its device, from this round's start on."""
-        takes = self._trees is not None and self._use_cache and not self._begun
-        return takes and self._trees is not None and self._trees.takes_tree(ask, self.num_unfed)
+        if self._trees is None or not self._use_cache or self._begun:
+            return False
+        return self._trees.takes_tree(ask, self.num_unfed)
 
     def grow(self, ask: GrowTree, depth: int) -> tuple[GrownTree, int]:
         """The session's tree after the committed tokens, and how many it was fed before: not counted yet."""

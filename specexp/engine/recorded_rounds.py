@@ -54,9 +54,10 @@ class RecordedRounds:
         if len(recorded) < len(asked) or len({each.trial.decision for each in recorded}) > 1:
             return None
         recorded = _padded(recorded)
-        if len({each.kind for each in recorded}) > 1:
+        kinds = {each.kind for each in recorded}
+        if len(kinds) > 1:
             return None
-        one, kind = recorded[0], (len(sessions), *recorded[0].kind)
+        one, kind = recorded[0], (len(sessions), *kinds.pop())
         if len(self._seen) >= MOST_SEEN:
             self._seen.clear()
         self._seen[kind] += 1

@@ -100,37 +100,35 @@ def pairs(modules: dict[str, Any]) -> tuple[dict[str, HFModel], dict[str, HFMode
     return plain, recorded
 
 
-@pytest.fixture
-def together(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
-    """For every call of several rows of a model from now on, whether their rounds were recorded."""
+def noted(monkeypatch: pytest.MonkeyPatch, counts: Callable[[Any], bool]) -> list[bool]:
+    """For every call of a model from now on whose asks count, whether its rounds were recorded."""
     result: list[bool] = []
     score = RecordedRounds.score
 
-    def noted(self: RecordedRounds, asked: Any) -> Any:
+    def scored(self: RecordedRounds, asked: Any) -> Any:
         answer = score(self, asked)
-        if len(asked) > 1:
-            result.append(answer is not None)
+        result.extend([answer is not None] if counts(asked) else [])
         return answer
 
-    monkeypatch.setattr(RecordedRounds, "score", noted)
+    monkeypatch.setattr(RecordedRounds, "score", scored)
     return result
+
+
+@pytest.fixture
+def together(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Of calls of several rows."""
+    return noted(monkeypatch, lambda asked: len(asked) > 1)
 
 
 @pytest.fixture
 def answered(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
-    """For every call of a model with recordings from now on, whether its round was recorded."""
-    result: list[bool] = []
-    score = RecordedRounds.score
+    """Of calls of a model with recordings."""
 
-    def noted(self: RecordedRounds, asked: Any) -> Any:
-        answer = score(self, asked)
+    def counts(asked: Any) -> bool:
         (state, ask), *_ = asked
-        if ask.trial is not None and isinstance(state.contexts[ask.model].session, GraphSession):
-            result.append(answer is not None)
-        return answer
+        return ask.trial is not None and isinstance(state.contexts[ask.model].session, GraphSession)
 
-    monkeypatch.setattr(RecordedRounds, "score", noted)
-    return result
+    return noted(monkeypatch, counts)
 
 
 def keys(models: dict[str, HFModel], kind: str) -> list[Any]:

@@ -13,6 +13,7 @@ Shapes: R rows of a recording, N tokens of each, G drafted tokens, V vocabulary,
 from __future__ import annotations
 
 import weakref
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -232,7 +233,7 @@ class BatchGraphs:
         return torch.zeros(shape, dtype=dtype, device=self._forward.device)
 
 
-class RecordsTogether:
+class RecordsTogether(ABC):
     """What a model does for several sessions by one recording: `DraftsTogether` and `FeedsThroughTogether`."""
 
     __slots__ = ()
@@ -257,8 +258,8 @@ class RecordsTogether:
         pool, rows = _rows(feeds)
         return feed_through.together(_recordings(pool), pool, rows, then, given)
 
-    def drafts(self, ask: Draft, rng: Rng) -> bool:
-        raise NotImplementedError
+    @abstractmethod
+    def drafts(self, ask: Draft, rng: Rng) -> bool: ...
 
 
 def recorded_pool(session: Session) -> Pool | None:
@@ -286,8 +287,7 @@ def _recordings(pool: Pool) -> BatchGraphs:
 
 def _part(feed: Feed, start: int, stop: int) -> Feed:
     """The feed of a feed's tokens start .. stop - 1."""
-    num = feed.tokens.shape[0]
-    stop = min(stop, num)
+    stop = min(stop, num := feed.tokens.shape[0])
     rows = min(max(feed.rows - (num - stop), 0), stop - start)
     return replace(feed, given=feed.tokens[start:stop], rows=rows, ids=None)
 
